@@ -1,0 +1,68 @@
+"""What every benchmark needs: interleaved timing, the ratio of medians, and a description of the machine."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores, instruction sets that matter here, and versions."""
+    name, flags = platform.processor(), ""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        fields = {k.strip(): v.strip() for k, v in lines.items()}
+        name, flags = fields.get("model name", name), fields.get("flags", "")
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx512_vnni")
+    return {
+        "processor": name,
+        "cores": str(os.cpu_count()),
+        "flags": " ".join(f for f in wanted if f in flags.split()) or "none of " + " ".join(wanted),
+        "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each call, the contestants in turn, so that a drift of the machine's speed meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_ in range(warmup + rounds):
+        for name, call in contestants.items():
+            start = time.perf_counter()
+            call()
+            elapsed = time.perf_counter() - start
+            if round_ >= warmup:
+                times[name].append(elapsed)
+    return times
+
+
+def median(values: list[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+def geometric_mean(values: list[float]) -> float:
+    """The geometric mean."""
+    return statistics.geometric_mean(values)
+
+
+def keep(name: str, lines: list[str], figures: object) -> None:
+    """Print a result, and keep it with the machine's description in `results/<name>.{txt,json}`."""
+    described = machine()
+    text = "\n".join([f"# {name}", *(f"# {k}: {v}" for k, v in described.items()), *lines])
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.txt").write_text(text + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": described, "figures": figures}, indent=1) + "\n")

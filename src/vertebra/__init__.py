@@ -1,0 +1,89 @@
+"""Image-classification backbones and the road around them; `import vertebra as timm` runs code written for timm.
+
+Names load on first use: importing the package costs nothing but this file.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vertebra import data as data
+    from vertebra import layers as layers
+    from vertebra import models as models
+    from vertebra.engine.predict import Prediction as Prediction
+    from vertebra.engine.predict import Predictor as Predictor
+    from vertebra.hub.factory import create_model as create_model
+    from vertebra.hub.factory import load_model as load_model
+    from vertebra.hub.listing import get_pretrained_cfg as get_pretrained_cfg
+    from vertebra.hub.listing import get_pretrained_cfg_value as get_pretrained_cfg_value
+    from vertebra.hub.listing import is_model as is_model
+    from vertebra.hub.listing import is_model_pretrained as is_model_pretrained
+    from vertebra.hub.listing import list_models as list_models
+    from vertebra.hub.listing import list_modules as list_modules
+    from vertebra.hub.listing import list_pretrained as list_pretrained
+    from vertebra.hub.listing import model_entrypoint as model_entrypoint
+    from vertebra.hub.save import save_model as save_model
+    from vertebra.spec import UnknownNameError as UnknownNameError
+    from vertebra.spec import VertebraError as VertebraError
+    from vertebra.spec import WeightsError as WeightsError
+    from vertebra.spec import WeightsUnavailableError as WeightsUnavailableError
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "vertebra.engine.predict": ("Prediction", "Predictor"),
+    "vertebra.hub.factory": ("create_model", "load_model"),
+    "vertebra.hub.listing": (
+        "get_pretrained_cfg",
+        "get_pretrained_cfg_value",
+        "is_model",
+        "is_model_pretrained",
+        "list_models",
+        "list_modules",
+        "list_pretrained",
+        "model_entrypoint",
+    ),
+    "vertebra.hub.save": ("save_model",),
+    "vertebra.spec": ("UnknownNameError", "VertebraError", "WeightsError", "WeightsUnavailableError"),
+}
+_OWNER = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = ("data", "engine", "hub", "layers", "models", "spec")
+
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "UnknownNameError",
+    "VertebraError",
+    "WeightsError",
+    "WeightsUnavailableError",
+    "__version__",
+    "create_model",
+    "data",
+    "get_pretrained_cfg",
+    "get_pretrained_cfg_value",
+    "is_model",
+    "is_model_pretrained",
+    "layers",
+    "list_models",
+    "list_modules",
+    "list_pretrained",
+    "load_model",
+    "model_entrypoint",
+    "models",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OWNER:
+        value = getattr(import_module(_OWNER[name]), name)
+    elif name in _ROOMS:
+        value = import_module(f"vertebra.{name}")
+    else:
+        raise AttributeError(f"module 'vertebra' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Name -> weights -> state dict -> model."""

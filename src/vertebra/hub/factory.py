@@ -1,0 +1,242 @@
+"""`create_model`: a name, a few options -> a model with its weights."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vertebra.hub.fetch import hub_weights, url_file
+from vertebra.hub.fit import LoadReport, load_state
+from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay
+from vertebra.hub.registry import REGISTRY
+from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, from_config, resolve
+from vertebra.hub.state import read_file, unwrap
+from vertebra.models.backbone import Backbone, Indices
+from vertebra.models.features import FeatureExtractor
+from vertebra.models.vit import VitConfig
+from vertebra.spec import (
+    ModelConfig,
+    State,
+    Variant,
+    VertebraError,
+    Weights,
+    WeightsError,
+    WeightsUnavailableError,
+    unknown_option,
+)
+
+METADATA_KEY = "vertebra"
+"""Where a safetensors file of ours carries its record: the JSON that a folder's config.json would hold."""
+
+_FEATURE_OPTIONS = ("output_fmt", "norm")
+
+
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    checkpoint_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    *,
+    features_only: bool = False,
+    out_indices: Indices = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Any:
+    """A model by name; a `Backbone`, or a `FeatureExtractor` with `features_only=True`.
+
+    `model_name`: `arch`, `arch.tag`, `hf-hub:owner/name[@revision]`, `owner/name` or `local-dir:PATH`.
+    `pretrained` loads the checkpoint that the name means; `checkpoint_path` a local one (no `pretrained` needed).
+    `pretrained_cfg` replaces the checkpoint's record (a tag, or a dict), `pretrained_cfg_overlay` some fields of it:
+    `file=` for local weights, `num_classes=`, `mean=` ...
+    `options` are the fields of the architecture's config: `num_classes`, `in_chans`, `global_pool`, `drop_rate`,
+    `drop_path_rate`, `img_size` (pixels), `output_stride` ...; None means the default.
+
+    Raises `UnknownNameError` for a name or option that does not exist, `WeightsUnavailableError` where weights cannot
+    be had, `WeightsError` where they do not fit.
+    """
+    given = {k: v for k, v in options.items() if v is not None}
+    found = _with_cfg(resolve(model_name, cache_dir=cache_dir), pretrained_cfg, pretrained_cfg_overlay)
+    given = {**found.options, **given}
+    feature_options = {k: given.pop(k) for k in _FEATURE_OPTIONS if k in given} if features_only else {}
+    if out_indices is not None and not features_only:
+        raise VertebraError("out_indices needs features_only=True; forward_intermediates(indices=) takes them per call")
+    if features_only:
+        given["num_classes"] = 0
+    elif found.cfg.num_classes is not None and (pretrained or found.options or found.cfg.source):
+        given.setdefault("num_classes", found.cfg.num_classes)
+    config = make_config(found.arch, REGISTRY.variant(found.arch), given)
+    state, origin = None, ""
+    if checkpoint_path is not None and str(checkpoint_path):
+        state, origin = read_file(checkpoint_path)[0], str(checkpoint_path)
+        found = replace(found, cfg=replace(found.cfg, num_classes=config.num_classes or found.cfg.num_classes))
+    elif pretrained:
+        state, origin = pretrained_state(found, cache_dir)
+    model = build(found.arch, config, found.cfg, state, origin=origin, device=device, dtype=dtype)
+    if not features_only:
+        return model
+    chosen = config.default_out_indices if out_indices is None else out_indices
+    return FeatureExtractor(model, chosen, **feature_options)
+
+
+def _with_cfg(
+    found: Resolved,
+    given: str | Mapping[str, Any] | PretrainedCfg | None,
+    changes: Mapping[str, Any] | None,
+) -> Resolved:
+    cfg = found.cfg
+    if isinstance(given, str):
+        name = f"{found.arch}.{given}" if given else found.arch
+        REGISTRY.split(name)
+        cfg = from_row(name, REGISTRY.weights(found.arch)[name], REGISTRY.variant(found.arch).config)
+    elif isinstance(given, PretrainedCfg):
+        cfg = given
+    elif given is not None:
+        cfg = overlay(PretrainedCfg(architecture=found.arch), given, where="pretrained_cfg")
+    if changes:
+        cfg = overlay(cfg, changes, where="pretrained_cfg_overlay")
+    return replace(found, cfg=cfg)
+
+
+def make_config(arch: str, variant: Variant, options: Mapping[str, Any]) -> ModelConfig:
+    """The variant's config with some fields replaced; an option that it does not have is an error."""
+    allowed = {f.name for f in fields(variant.config)}
+    for option in options:
+        if option not in allowed:
+            raise unknown_option(option, allowed | {"features_only", "out_indices", "device", "dtype"}, where=arch)
+    return replace(variant.config, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def pretrained_state(found: Resolved, cache_dir: Path | str | None) -> tuple[State, str]:
+    """The checkpoint that a record names -> (state dict, where it came from)."""
+    cfg = found.cfg
+    if cfg.state_dict is not None:
+        return unwrap(cfg.state_dict, "pretrained_cfg['state_dict']"), "pretrained_cfg['state_dict']"
+    if cfg.file:
+        return read_file(cfg.file)[0], cfg.file
+    path = _download(cfg, found.revision, cache_dir)
+    if path is not None:
+        return read_file(path)[0], f"{cfg.hf_hub_id or cfg.url} ({path.name})"
+    raise WeightsError(
+        f"no pretrained weights are published for {found.arch!r}; create it without pretrained=True, or name a file"
+        " with checkpoint_path="
+    )
+
+
+def _download(cfg: PretrainedCfg, revision: str | None, cache_dir: Path | str | None) -> Path | None:
+    """The hub's copy, or the authors' original where the hub cannot be reached or lacks it."""
+    refused: WeightsUnavailableError | None = None
+    if cfg.hf_hub_id and cfg.source != "url":
+        try:
+            return hub_weights(cfg.hf_hub_id, cfg.hf_hub_filename, revision=revision, cache_dir=cache_dir)
+        except WeightsUnavailableError as error:
+            refused = error
+    if cfg.url:
+        try:
+            return url_file(cfg.url, Weights(url=cfg.url).hash_prefix, cache_dir=cache_dir)
+        except WeightsUnavailableError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return None
+
+
+def build(
+    arch: str,
+    config: ModelConfig,
+    cfg: PretrainedCfg,
+    state: State | None,
+    *,
+    origin: str = "",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Backbone:
+    """A model on `meta`, filled from `state` where there is one; only what is then still empty is initialised."""
+    family = REGISTRY.family(arch)
+    with torch.device("meta"):
+        model: Backbone = family.build(config)
+    report = LoadReport()
+    if state is not None:
+        new_head = config.num_classes > 0 and cfg.num_classes != config.num_classes
+        report = load_state(model, state, family, new_head=new_head, origin=origin)
+    if device is None or torch.device(device).type != "meta":
+        model.materialize(device)
+        model.to(device=device, dtype=dtype)
+    elif state is None:
+        model.to(dtype=dtype)
+    record = cfg.to_dict()
+    if isinstance(config, VitConfig):
+        record["input_size"] = (cfg.input_size[0], *config.image)
+    model.pretrained_cfg = model.default_cfg = record
+    model.load_report = report
+    return model
+
+
+def load_model(
+    source: str | Path, *, weights: str | Path | None = None, cache_dir: str | Path | None = None
+) -> Backbone:
+    """What a command's `--model` means: a name (pretrained), a folder with config.json, or a weights file.
+
+    A file names its architecture in its metadata, or is called after it. `weights` is a local checkpoint for a name;
+    its classifier decides how many classes there are.
+    """
+    path = Path(source).expanduser()
+    if weights is not None:
+        found = resolve(str(source), cache_dir=cache_dir)
+        return _from_file(found, Path(weights).expanduser())
+    if path.is_dir():
+        return create_model(f"{FOLDER_SCHEME}{path}", pretrained=True)
+    if path.is_file():
+        return _from_file(None, path)
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
+        raise WeightsError(f"no checkpoint at {path}")
+    return create_model(str(source), pretrained=True, cache_dir=cache_dir)
+
+
+def _from_file(found: Resolved | None, path: Path) -> Backbone:
+    state, metadata = read_file(path)
+    if found is None and METADATA_KEY in metadata:
+        found = from_config(json.loads(metadata[METADATA_KEY]), where=str(path))
+    if found is None:
+        if path.stem.partition(".")[0] not in REGISTRY:
+            raise WeightsError(
+                f"{path} does not say which architecture it is for; give `--model NAME --weights {path}`"
+            )
+        found = resolve(path.stem if path.stem in REGISTRY else path.stem.partition(".")[0])
+    classes = _count_classes(state, found.arch)
+    cfg = found.cfg if classes is None else replace(found.cfg, num_classes=classes)
+    options = {**found.options, "num_classes": classes or 0}
+    config = make_config(found.arch, REGISTRY.variant(found.arch), options)
+    return build(found.arch, config, replace(cfg, file=str(path)), state, origin=str(path))
+
+
+def _count_classes(state: State, arch: str) -> int | None:
+    variant = REGISTRY.variant(arch)
+    adapted = REGISTRY.family(arch).adapt(state, variant.config)
+    weight = adapted.get(f"{variant.config.classifiers[0]}.weight")
+    return None if weight is None else int(weight.shape[0])
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """A model's record as config.json holds it."""
+    if not isinstance(model, Backbone):
+        raise VertebraError(f"{type(model).__name__} is no vertebra model")
+    cfg: dict[str, Any] = {k: v for k, v in model.pretrained_cfg.items() if k not in ("state_dict", "file", "source")}
+    arch: str = cfg["architecture"]
+    default = REGISTRY.variant(arch).config
+    own = {f.name: getattr(model.config, f.name) for f in fields(default)}
+    own |= {"num_classes": model.num_classes}
+    changed = {k: v for k, v in own.items() if v != getattr(default, k) and k != "num_classes"}
+    return {
+        "architecture": arch,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "pretrained_cfg": {**cfg, "num_classes": model.num_classes},
+        "model_args": changed,
+    }

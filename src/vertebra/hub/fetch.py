@@ -1,0 +1,125 @@
+"""Name -> file on this disk: from the hub's cache, the hub, or the URL that the authors published it at.
+
+Every error is one `WeightsUnavailableError` that says what was tried and how to go on without a network.
+"""
+
+import hashlib
+import os
+import socket
+import urllib.error
+import urllib.request
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from vertebra.spec import WeightsError, WeightsUnavailableError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+"""Names tried in a hub repository or a folder, safest first."""
+
+_ADVICE = (
+    "to go on offline, name a local file (checkpoint_path=, --weights FILE) or folder (local-dir:PATH, --model DIR)"
+)
+
+
+def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir: Path | str | None = None) -> Path:
+    """One file of a hub repository, from the cache where it is there. `HF_HUB_OFFLINE=1` never asks the network."""
+    from huggingface_hub import constants, hf_hub_download  # costs 0.2 s to import; a local file must not pay for it
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Without this the hub library retries for half a minute, aloud, before it looks into its own cache.
+    cached_only = constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
+    try:
+        path = hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir, local_files_only=cached_only)
+        return Path(path)
+    # OSError covers every way a connection fails (httpx's own errors are turned into it by the hub library, or are
+    # HfHubHTTPError); ValueError is a malformed repository name.
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = "no network and no cached copy" if cached_only else _first_line(error)
+        raise WeightsUnavailableError(f"cannot get {filename} of {repo} from the hub: {reason}; {_ADVICE}") from error
+
+
+def hub_weights(
+    repo: str, filename: str | None, *, revision: str | None = None, cache_dir: Path | str | None = None
+) -> Path:
+    """A repository's weights: `filename`, or the first of `WEIGHT_FILES` that it holds."""
+    first: WeightsUnavailableError | None = None
+    for name in (filename,) if filename else WEIGHT_FILES:
+        try:
+            return hub_file(repo, name, revision=revision, cache_dir=cache_dir)
+        except WeightsUnavailableError as error:
+            first = first or error
+            if not _lacks_entry(error.__cause__):
+                break
+    assert first is not None
+    raise first
+
+
+def _lacks_entry(error: BaseException | None) -> bool:
+    """True where the repository, or the cache while offline, has no such file: then the next name is worth a try."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    return isinstance(error, EntryNotFoundError)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+@lru_cache(maxsize=8)  # once a process: four files of one repository must not wait four times
+def reachable(url: str, timeout: float = 3.0) -> bool:
+    """Whether something answers at a URL's host within `timeout` seconds. True where a proxy speaks for it."""
+    parts = urlsplit(url)
+    if parts.scheme in urllib.request.getproxies() or not parts.hostname:
+        return True
+    try:
+        with socket.create_connection(
+            (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), timeout
+        ):
+            return True
+    except OSError:
+        return False
+
+
+def url_file(url: str, hash_prefix: str | None, *, cache_dir: Path | str | None = None) -> Path:
+    """A file by URL, kept under its own name; its sha256 must begin with `hash_prefix`, in the cache as well."""
+    import torch.hub
+
+    folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rpartition("/")[2]
+    if path.is_file():
+        check_hash(path, hash_prefix)
+        return path
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise WeightsUnavailableError(f"{path.name} is not in {folder} and HF_HUB_OFFLINE is set; {_ADVICE}")
+    if not reachable(url):
+        raise WeightsUnavailableError(f"cannot download {url}: no network; {_ADVICE}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Writes beside the target, checks the hash, then renames: an interrupted download leaves nothing behind.
+        torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{url} is not the file that was published: {error}; nothing was kept") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise WeightsUnavailableError(f"cannot download {url}: {_first_line(error)}; {_ADVICE}") from error
+    return path
+
+
+def check_hash(path: Path, hash_prefix: str | None) -> None:
+    """Raise where a file's sha256 does not begin with `hash_prefix`."""
+    if hash_prefix is None:
+        return
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(hash_prefix):
+        raise WeightsError(
+            f"{path} has sha256 {digest[:12]}..., but its published hash begins with {hash_prefix}; delete it"
+        )
+
+
+def folder_weights(folder: Path) -> Path:
+    """The weights file of a local folder."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(f"{folder} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")

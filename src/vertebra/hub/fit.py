@@ -1,0 +1,135 @@
+"""A state dict made to fit a model: head, input channels, position embedding. All else must match."""
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vertebra.layers.patch_embed import resample_positions
+from vertebra.models.backbone import Backbone
+from vertebra.models.vit import VisionTransformer
+from vertebra.spec import Family, ModelConfig, State, WeightsError
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What loading changed. Empty lists: the checkpoint went in as it was."""
+
+    reinitialised: list[str] = field(default_factory=list[str])
+    """Names that have no counterpart in the checkpoint and start fresh."""
+    resized: list[str] = field(default_factory=list[str])
+    """Names adapted to another number of input channels or another image size."""
+    dropped: dict[str, str] = field(default_factory=dict[str, str])
+    """Checkpoint keys left out, and why."""
+
+
+def adapt_input(weight: Tensor, in_chans: int) -> Tensor:
+    """A stem's (d, c, kh, kw) weight for another number of input channels.
+
+    1 channel: the sum over the old ones. More: the old ones repeated in turn, scaled so that a response to equal
+    channels stays what it was.
+    """
+    old = weight.shape[1]
+    if in_chans == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeats = -(-in_chans // old)
+    return (weight.float().repeat(1, repeats, 1, 1)[:, :in_chans] * (old / in_chans)).to(weight.dtype)
+
+
+def drop_unused(state: State, wanted: State, family: Family, report: LoadReport) -> State:
+    """Without the keys that this model lacks and the family declares unused by any forward pass."""
+    for key in state:
+        reason = next((why for pattern, why in family.unused.items() if re.search(pattern, key)), None)
+        if reason is not None and key not in wanted:
+            report.dropped[key] = reason
+    return {key: value for key, value in state.items() if key not in report.dropped}
+
+
+def fit_head(state: State, model: Backbone, *, new_head: bool, report: LoadReport) -> State:
+    """Where the model has no classifier, or `new_head`, the checkpoint's is left out."""
+    if model.num_classes > 0 and not new_head:
+        return state
+    prefixes = tuple(f"{name}." for name in model.config.classifiers)
+    why = "a new classifier was asked for" if model.num_classes > 0 else "the model has no classifier"
+    report.dropped |= {key: why for key in state if key.startswith(prefixes)}
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
+
+
+def fit_stem(state: State, model: Backbone, report: LoadReport) -> State:
+    """The first convolution for the model's number of input channels."""
+    key = f"{model.config.first_conv}.weight"
+    weight = state.get(key)
+    wanted = model.get_parameter(key).shape
+    if not isinstance(weight, Tensor) or weight.ndim != 4 or weight.shape[1] == wanted[1]:
+        return state
+    if weight.shape[0] != wanted[0] or weight.shape[2:] != wanted[2:]:
+        return state
+    report.resized.append(key)
+    return {**state, key: adapt_input(weight, wanted[1])}
+
+
+def fit_positions(state: State, model: Backbone, report: LoadReport) -> State:
+    """A ViT's position embedding for the model's patch grid (the checkpoint's grid is taken to be square)."""
+    table = state.get("pos_embed")
+    if not isinstance(model, VisionTransformer) or not isinstance(table, Tensor):
+        return state
+    if table.ndim != 3 or table.shape == model.pos_embed.shape or table.shape[2] != model.embed_dim:
+        return state
+    prefix = 0 if model.config.no_embed_class else model.num_prefix_tokens
+    side = round((table.shape[1] - prefix) ** 0.5)
+    if side * side + prefix != table.shape[1]:
+        return state
+    report.resized.append("pos_embed")
+    return {**state, "pos_embed": resample_positions(table, model.patch_embed.grid_size, prefix=prefix)}
+
+
+def fit_pool_norm(state: State, model: Backbone) -> State:
+    """A ViT pooled over its patches normalises after pooling: the same norm under its other name."""
+    if not isinstance(model, VisionTransformer):
+        return state
+    old, new = ("norm.", "fc_norm.") if isinstance(model.norm, torch.nn.Identity) else ("fc_norm.", "norm.")
+    return {new + k.removeprefix(old) if k.startswith(old) else k: v for k, v in state.items()}
+
+
+def load_state(
+    model: Backbone, state: State, family: Family, *, new_head: bool = False, origin: str = "the checkpoint"
+) -> LoadReport:
+    """Fill a model on `meta` from a checkpoint, strictly: what does not fit and was not declared raises, by name.
+
+    Parameters the checkpoint cannot have (a new classifier, an attention pool) stay on `meta`, named in the report.
+    """
+    report = LoadReport()
+    config: ModelConfig = model.config
+    wanted = model.state_dict()
+    state = drop_unused(family.adapt(state, config), wanted, family, report)
+    state = fit_head(state, model, new_head=new_head, report=report)
+    state = fit_pool_norm(fit_positions(fit_stem(state, model, report), model, report), model)
+    fresh = config.classifiers if new_head else ()
+    fresh += ("attn_pool",) if not any(k.startswith("attn_pool.") for k in state) else ()
+    report.reinitialised = [k for k in wanted if k not in state and k.startswith(tuple(f"{p}." for p in fresh))]
+    # BatchNorm's counter is newer than some checkpoints; nothing but momentum=None reads it.
+    counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith(".num_batches_tracked")}
+    state = {k: v for k, v in counters.items() if k not in state} | state
+    check_match(state, wanted, set(report.reinitialised), origin)
+    assigned = {k: v.to(wanted[k].dtype) for k, v in state.items()}
+    model.load_state_dict(assigned | {k: wanted[k] for k in report.reinitialised}, strict=True, assign=True)
+    return report
+
+
+def check_match(state: State, wanted: State, fresh: set[str], origin: str) -> None:
+    """Raise, naming the keys, where a state dict and a model differ."""
+    missing = [k for k in wanted if k not in state and k not in fresh]
+    unexpected = [k for k in state if k not in wanted]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)}, needs {tuple(wanted[k].shape)}"
+        for k in state
+        if k in wanted and state[k].shape != wanted[k].shape
+    ]
+    parts = [
+        f"{title} ({len(keys)}): {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
+        for title, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+        if keys
+    ]
+    if parts:
+        raise WeightsError(f"{origin} does not fit this model: {'; '.join(parts)}")

@@ -1,0 +1,100 @@
+"""What models and checkpoints there are, by pattern."""
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from functools import partial, update_wrapper
+from typing import Any
+
+from vertebra.hub.factory import create_model
+from vertebra.hub.pretrained import PretrainedCfg, from_row
+from vertebra.hub.registry import REGISTRY
+from vertebra.spec import UnknownNameError
+
+Patterns = str | Iterable[str]
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+
+
+def _patterns(given: Patterns) -> list[str]:
+    return [p for p in ([given] if isinstance(given, str) else list(given)) if p]
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    arch = name.partition(".")[0]
+    return any(fnmatchcase(name, p) or fnmatchcase(arch, p) for p in patterns)
+
+
+def list_models(
+    filter: Patterns = "",  # noqa: A002 - the field's name for it
+    module: Patterns = "",
+    pretrained: bool = False,
+    exclude_filters: Patterns = "",
+    name_matches_cfg: bool = False,
+    include_tags: bool | None = None,
+) -> list[str]:
+    """Architectures whose name matches any of the `filter` wildcards and none of `exclude_filters`, in natural order.
+
+    `module` names families; `pretrained` keeps those with a checkpoint; with `include_tags` (default: as `pretrained`)
+    each checkpoint stands by its own `arch.tag` name.
+    """
+    tags = pretrained if include_tags is None else include_tags
+    families, wanted, excluded = _patterns(module), _patterns(filter), _patterns(exclude_filters)
+    names = list[str]()
+    for arch in REGISTRY.archs:
+        if families and REGISTRY.family(arch).name not in families:
+            continue
+        rows = {n: row for n, row in REGISTRY.weights(arch).items() if row.available or not pretrained}
+        if rows or not (pretrained or name_matches_cfg):
+            names += (list(rows) or [arch]) if tags else [arch]
+    names = [n for n in names if (not wanted or _matches(n, wanted)) and not _matches(n, excluded)]
+    return sorted(names, key=_natural)
+
+
+def list_pretrained(filter: Patterns = "", exclude_filters: Patterns = "") -> list[str]:  # noqa: A002
+    """Every checkpoint's `arch.tag` name that matches."""
+    return list_models(filter, pretrained=True, exclude_filters=exclude_filters, include_tags=True)
+
+
+def list_modules() -> list[str]:
+    """The families' names."""
+    return sorted({REGISTRY.family(arch).name for arch in REGISTRY.archs})
+
+
+def is_model(model_name: str) -> bool:
+    """Whether an architecture of that name (a tag behind it is ignored) exists."""
+    return model_name.partition(".")[0] in REGISTRY
+
+
+def is_model_pretrained(model_name: str) -> bool:
+    """Whether a checkpoint is published for `arch` or `arch.tag`."""
+    cfg = get_pretrained_cfg(model_name) if is_model(model_name) else None
+    return cfg is not None and cfg.has_weights
+
+
+def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> PretrainedCfg | None:
+    """The record of the checkpoint that `arch` or `arch.tag` means; None for an unknown name unless disallowed."""
+    if not is_model(model_name):
+        if allow_unregistered:
+            return None
+        raise UnknownNameError(f"unknown model {model_name!r}")
+    found = REGISTRY.default_weights(model_name)
+    name, row = found or (model_name, None)
+    return from_row(name, row, REGISTRY.variant(model_name).config)
+
+
+def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
+    """One field of that record."""
+    return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), cfg_key)
+
+
+def model_entrypoint(model_name: str) -> Callable[..., Any]:
+    """A callable that creates the model: `model_entrypoint('dla34')(pretrained=True, num_classes=10)`."""
+    arch, _ = REGISTRY.split(model_name)
+    entry = partial(create_model, model_name)
+    update_wrapper(entry, create_model)
+    entry.__name__ = arch  # pyright: ignore[reportAttributeAccessIssue]
+    return entry

@@ -1,0 +1,88 @@
+"""What a model's name means: a registered row, a hub repository, a folder. Nothing is downloaded but a config.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vertebra.hub.fetch import folder_weights, hub_file
+from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay
+from vertebra.hub.registry import REGISTRY
+from vertebra.spec import WeightsError
+
+HUB_SCHEMES = ("hf-hub:", "hf_hub:")
+FOLDER_SCHEME = "local-dir:"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An architecture, the checkpoint meant, and the options that the checkpoint's own config names."""
+
+    arch: str
+    cfg: PretrainedCfg
+    revision: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def resolve(name: str, *, cache_dir: Path | str | None = None) -> Resolved:
+    """`arch`, `arch.tag`, `hf-hub:owner/name[@revision]`, `owner/name`, `local-dir:PATH`."""
+    if name.startswith(FOLDER_SCHEME):
+        return from_folder(Path(name.removeprefix(FOLDER_SCHEME)).expanduser())
+    scheme = next((s for s in HUB_SCHEMES if name.startswith(s)), "")
+    if scheme or "/" in name:
+        repo, _, revision = name.removeprefix(scheme).partition("@")
+        owner, _, model = repo.partition("/")
+        if owner == "timm" and not revision and model.partition(".")[0] in REGISTRY:
+            return registered(model)
+        path = hub_file(repo, "config.json", revision=revision or None, cache_dir=cache_dir)
+        found = from_config(read_config(path), where=repo)
+        cfg = overlay(found.cfg, {"hf_hub_id": repo, "url": "", "source": "hf-hub"}, where=repo)
+        return Resolved(found.arch, cfg, revision or None, found.options)
+    return registered(name)
+
+
+def registered(name: str) -> Resolved:
+    """A row of the registry."""
+    arch, _ = REGISTRY.split(name)
+    default = REGISTRY.default_weights(name)
+    full, row = default if default else (name, None)
+    return Resolved(arch, from_row(full, row, REGISTRY.variant(arch).config))
+
+
+def from_folder(folder: Path) -> Resolved:
+    """A folder that holds `config.json` and weights."""
+    if not folder.is_dir():
+        raise WeightsError(f"no folder at {folder}")
+    found = from_config(read_config(folder / "config.json"), where=str(folder))
+    cfg = overlay(found.cfg, {"file": str(folder_weights(folder)), "source": "local-dir"}, where=str(folder))
+    return Resolved(found.arch, cfg, None, found.options)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's config.json."""
+    if not path.is_file():
+        raise WeightsError(f"{path.parent} holds no config.json, so its architecture is unknown")
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} holds a {type(config).__name__}, not an object")
+    return config
+
+
+def from_config(config: Mapping[str, Any], *, where: str) -> Resolved:
+    """The field's config.json: `architecture`, `num_classes`, `pretrained_cfg`, `model_args`, `label_names`."""
+    named: Mapping[str, Any] = config.get("pretrained_cfg") or {}
+    arch = config.get("architecture") or named.get("architecture")
+    if not isinstance(arch, str):
+        raise WeightsError(f"{where}: its config.json names no 'architecture'; is it a model of this kind?")
+    arch, _ = REGISTRY.split(arch)
+    cfg = overlay(from_row(arch, None, REGISTRY.variant(arch).config), named, where=f"{where}: pretrained_cfg")
+    extra = {k: config[k] for k in ("num_classes", "label_names", "label_descriptions") if config.get(k) is not None}
+    cfg = overlay(cfg, extra, where=where)
+    options = dict(config.get("model_args") or {})
+    if isinstance(config.get("global_pool"), str):
+        options.setdefault("global_pool", config["global_pool"])
+    return Resolved(arch, cfg, None, options)

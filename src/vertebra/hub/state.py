@@ -1,0 +1,71 @@
+"""A checkpoint file -> a flat dict of tensors. safetensors is read by mapping; pickles may hold nothing but tensors."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vertebra.spec import State, WeightsError
+
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Keys under which training scripts put a state dict, averaged weights first."""
+
+
+def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
+    """(state dict, metadata) of a checkpoint. Metadata is what safetensors carries; other files have none."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no checkpoint at {path}{'; it is a folder' if path.is_dir() else ''}")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path} is empty")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return unwrap(_read_pickle(path), path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # Mapped, not read: tensors are paged in as they are used. Only the zip format of torch >= 1.6 can be.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(
+            f"{path} is not a checkpoint of tensors alone, and nothing else is unpickled: {reason}"
+            "; convert it with the code that wrote it: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WeightsError(f"{path} cannot be read as a checkpoint: {reason}") from error
+
+
+def unwrap(content: Any, path: Path | str = "the checkpoint") -> State:
+    """The state dict inside what a training script saved: wrapper keys and `module.` prefixes removed."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
+    state = cast("dict[str, Any]", dict(content))
+    while state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise WeightsError(
+            f"{path} holds no state dict: {foreign[0]!r} is a {type(state[foreign[0]]).__name__}, not a tensor"
+        )
+    return state

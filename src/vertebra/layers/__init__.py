@@ -1,0 +1,1 @@
+"""Parts that more than one family is built from: one layer a file."""

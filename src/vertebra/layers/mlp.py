@@ -1,0 +1,19 @@
+"""The two-layer perceptron of a transformer block."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear; `hidden` channels between."""
+
+    def __init__(self, dim: int, hidden: int, *, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.drop1 = nn.Dropout(drop)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop2 = nn.Dropout(drop)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))

@@ -1,0 +1,5 @@
+"""One family a file; `FAMILIES` is all that there is."""
+
+from vertebra.models import deit, dla
+
+FAMILIES = (dla.FAMILY, deit.FAMILY)

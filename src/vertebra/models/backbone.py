@@ -1,0 +1,264 @@
+"""What every model promises, written once.
+
+A family says how an image enters (`embed`), which callables follow each other (`stages`), what map a stage's state
+shows (`as_map`), what ends the trunk (`finish`) and how the head answers (`forward_head`). All else is here.
+
+b batch, c channels, h w height and width in pixels, n tokens, d embedding, k classes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypedDict, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vertebra.spec import ModelConfig, VertebraError
+
+Indices = int | Sequence[int] | None
+OutputFormat = Literal["NCHW", "NLC"]
+Stage = Callable[[Any], Any]
+
+
+class FeatureStage(TypedDict):
+    """One stage whose output can be asked for."""
+
+    num_chs: int
+    """Channels."""
+    reduction: int
+    """Input pixels that one output pixel covers, a side."""
+    module: str
+    """Dotted name of the module whose output it is."""
+
+
+def resolve_indices(indices: Indices, count: int) -> list[int]:
+    """Stage numbers: None all, an int the last that many, a sequence (negative: from the end) as named."""
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, int):
+        if not 0 < indices <= count:
+            raise VertebraError(f"indices={indices} asks for the last {indices} stages; this model has {count}")
+        return list(range(count - indices, count))
+    resolved = [i + count if i < 0 else i for i in indices]
+    wrong = [i for i, r in zip(indices, resolved, strict=True) if not 0 <= r < count]
+    if wrong:
+        raise VertebraError(
+            f"stage {wrong[0]} does not exist; this model has {count}: 0 to {count - 1}, or -{count} to -1"
+        )
+    return resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Intermediates:
+    """What a walk saw: the trunk's `last` state, and (map, prefix tokens) of each stage asked for."""
+
+    last: Any
+    maps: list[tuple[Tensor, Tensor | None]]
+
+
+class Backbone(nn.Module, ABC):
+    """Base of all models. `feature_info[i]` describes stage i."""
+
+    spatial: ClassVar[bool] = True
+    """True where the trunk's state is a feature map (CNN), False where it is tokens."""
+    config: ModelConfig
+    pretrained_cfg: dict[str, Any]
+    default_cfg: dict[str, Any]
+    load_report: Any
+    """What loading changed (`hub.fit.LoadReport`)."""
+    feature_info: list[FeatureStage]
+    num_features: int
+    head_hidden_size: int
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        self.in_chans = config.in_chans
+        self.drop_rate = config.drop_rate
+        self.grad_checkpointing = False
+        self.pretrained_cfg = self.default_cfg = {}
+
+    # What a family provides.
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Any:
+        """(b, c, h, w) image -> the first stage's input."""
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """The callables that follow each other; stage i's output is feature i."""
+
+    def as_map(self, state: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """A stage's state -> its (b, c, h, w) map and, where there are any, its (b, p, d) prefix tokens.
+
+        `size` is the image's (height, width) in pixels.
+        """
+        return state, None
+
+    def normalize(self, state: Any) -> Any:
+        """The trunk's last normalisation, where it has one, on any stage's state."""
+        return state
+
+    def finish(self, state: Any) -> Tensor:
+        """The last stage's state -> what `forward_features` returns."""
+        return self.normalize(state)
+
+    @abstractmethod
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
+        """`forward_features`' answer -> (b, k) logits; the (b, d) embedding on `pre_logits` or without classes."""
+
+    @abstractmethod
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
+        """The layer (DeiT distilled: both layers) that turns the embedding into logits."""
+
+    @abstractmethod
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier; 0 classes: none. `global_pool` None leaves the pooling as it is."""
+
+    @abstractmethod
+    def drop_stages(self, keep: int) -> None:
+        """Delete every stage from number `keep` on."""
+
+    @abstractmethod
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into stem and depth groups, for layer-wise learning rates."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters, beside norms and biases, that weight decay harms."""
+        return set()
+
+    @abstractmethod
+    def init_module(self, module: nn.Module, name: str) -> None:
+        """Fill the parameters and buffers that `module` itself owns (not its children's) as training starts."""
+
+    # What follows from that.
+
+    def place(self, layer: nn.Module) -> nn.Module:
+        """A new layer, initialised, where this model's parameters lie and in their type."""
+        like = next(self.parameters())
+        layer = layer.to(device=like.device, dtype=like.dtype)
+        if not like.is_meta:
+            with torch.no_grad():
+                for name, module in layer.named_modules():
+                    self.init_module(module, name)
+        return layer
+
+    def forward_features(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+        """The trunk: (b, c, h, w) image -> last map (CNN) or normalised tokens (ViT)."""
+        state = self.embed(x)
+        for stage in self.stages():
+            state = self._run(stage, state)
+        return self.finish(state)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
+        """(b, c, h, w) image, normalised as the checkpoint asks -> (b, k) logits."""
+        return self.forward_head(self.forward_features(x))
+
+    def _run(self, stage: Stage, state: Any) -> Any:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, state, use_reentrant=False)
+        return stage(state)
+
+    def _walk(self, x: Tensor, wanted: Sequence[int], *, norm: bool, stop_early: bool) -> Intermediates:
+        stages = self.stages()
+        if stop_early:
+            stages = stages[: max(wanted, default=-1) + 1]
+        size = (x.shape[-2], x.shape[-1])
+        state = self.embed(x)
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for number, stage in enumerate(stages):
+            state = self._run(stage, state)
+            if number in wanted:
+                found[number] = self.as_map(self.normalize(state) if norm else state, size)
+        return Intermediates(state, [found[i] for i in wanted])
+
+    def forward_intermediates(
+        self,
+        x: Float[Tensor, "b c h w"],
+        indices: Indices = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The trunk's answer and stages' outputs: `(features, [maps])`, or `[maps]` with `intermediates_only`.
+
+        `indices` chooses stages (see `resolve_indices`); `norm` applies the final norm to each; `stop_early` ends at
+        the last stage asked for; `output_fmt` is `NCHW` (b, c, h, w) or `NLC` (b, h*w, c). `return_prefix_tokens`
+        makes each entry a pair `(map, prefix tokens)` on models that have such tokens.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise VertebraError(f"unknown output_fmt {output_fmt!r}; allowed: 'NCHW', 'NLC'")
+        wanted = resolve_indices(indices, len(self.feature_info))
+        seen = self._walk(x, wanted, norm=norm, stop_early=stop_early)
+        maps: list[Any] = []
+        for grid, prefix in seen.maps:
+            out = grid if output_fmt == "NCHW" else grid.flatten(2).transpose(1, 2)
+            maps.append((out, prefix) if return_prefix_tokens and prefix is not None else out)
+        if intermediates_only:
+            return maps
+        return self.finish(seen.last), maps
+
+    def prune_intermediate_layers(
+        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Delete what lies behind the last stage that `indices` names; returns the stage numbers."""
+        wanted = resolve_indices(indices, len(self.feature_info))
+        keep = max(wanted, default=-1) + 1
+        self.drop_stages(keep)
+        del self.feature_info[keep:]
+        if prune_norm:
+            self.drop_norm()
+        if prune_head:
+            self.reset_classifier(0)
+        return wanted
+
+    def drop_norm(self) -> None:
+        """Replace the trunk's last normalisation, where it has one, by an identity."""
+        return
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def meta_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules that own a parameter or buffer without storage."""
+        for name, module in self.named_modules():
+            own: Iterable[Tensor] = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            if any(t.is_meta for t in own):
+                yield name, module
+
+    @torch.no_grad()
+    def materialize(self, device: torch.device | str | None = None) -> list[str]:
+        """Give storage and initial values to what has none yet; returns the names of the tensors filled."""
+        filled: list[str] = []
+        for name, module in list(self.meta_modules()):
+            own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+            kept = {key: t for key, t in own.items() if not t.is_meta}
+            module.to_empty(device=device or "cpu", recurse=False)
+            self.init_module(module, name)
+            state = cast("dict[str, Tensor]", dict(module.named_parameters(recurse=False)))
+            state |= dict(module.named_buffers(recurse=False))
+            for key, tensor in kept.items():
+                state[key].copy_(tensor)
+            prefix = f"{name}." if name else ""
+            filled += [prefix + key for key in own if key not in kept]
+        return filled
+
+    def init_weights(self) -> None:
+        """Every parameter and buffer as training starts."""
+        with torch.no_grad():
+            for name, module in self.named_modules():
+                self.init_module(module, name)
+
+
+def reset_if_able(module: nn.Module) -> None:
+    """A leaf layer's own start (BatchNorm, LayerNorm, LayerScale: ones, zeros), where it has parameters at all."""
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()

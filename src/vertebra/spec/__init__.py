@@ -1,0 +1,35 @@
+"""Frozen declarations; standard library only."""
+
+from vertebra.spec.errors import (
+    UnknownNameError,
+    VertebraError,
+    WeightsError,
+    WeightsUnavailableError,
+    did_you_mean,
+    unknown_option,
+)
+from vertebra.spec.family import Family, ModelConfig, State, Variant, keep
+from vertebra.spec.preprocess import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, Preprocess
+from vertebra.spec.weights import Accuracy, TrainedWith, Weights
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "INCEPTION_MEAN",
+    "INCEPTION_STD",
+    "Accuracy",
+    "Family",
+    "ModelConfig",
+    "Preprocess",
+    "State",
+    "TrainedWith",
+    "UnknownNameError",
+    "Variant",
+    "VertebraError",
+    "Weights",
+    "WeightsError",
+    "WeightsUnavailableError",
+    "did_you_mean",
+    "keep",
+    "unknown_option",
+]

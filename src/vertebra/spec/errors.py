@@ -1,0 +1,35 @@
+"""Errors that a user can act on. Each message is one line: what was given, what is allowed, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VertebraError(ValueError):
+    """Base of every error that the caller's input, files or network can cause."""
+
+
+class UnknownNameError(VertebraError):
+    """A model, tag, option or layer name that does not exist."""
+
+
+class WeightsError(VertebraError):
+    """A checkpoint that cannot be read, or does not fit the model it was meant for."""
+
+
+class WeightsUnavailableError(WeightsError):
+    """A checkpoint that exists but cannot be had now: no network, no cached copy, no such repository."""
+
+
+def did_you_mean(name: str, allowed: Iterable[str], *, limit: int = 3) -> str:
+    """`"; did you mean 'a' or 'b'?"`, or `""` when nothing allowed resembles `name`."""
+    close = difflib.get_close_matches(name, list(allowed), n=limit, cutoff=0.6)
+    if not close:
+        return ""
+    return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+
+
+def unknown_option(option: str, allowed: Iterable[str], *, where: str) -> UnknownNameError:
+    """The error for an option nobody declared: it names the closest one, or lists them all."""
+    names = sorted(allowed)
+    hint = did_you_mean(option, names) or f"; allowed: {', '.join(names)}"
+    return UnknownNameError(f"unknown option {option!r} for {where}{hint}")

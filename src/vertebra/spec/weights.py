@@ -1,0 +1,60 @@
+"""One row a published checkpoint: where it lies, what it needs, what it reached, what may be done with it."""
+
+import re
+from dataclasses import dataclass, field
+
+from vertebra.spec.preprocess import Preprocess
+
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """ImageNet-1k validation accuracy in per cent at a square input of `size` pixels."""
+
+    top1: float
+    top5: float
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedWith:
+    """The recipe that a checkpoint's authors state."""
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    momentum: float
+    weight_decay: float
+    optimizer: str = "sgd"
+    dropout: float = 0.0
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A checkpoint's whole record. `hub` is `owner/name`; `url` the file that its authors published."""
+
+    hub: str | None = None
+    url: str | None = None
+    license: str | None = None
+    """SPDX identifier in lower case; None where none is stated."""
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    num_classes: int = 1000
+    accuracy: tuple[Accuracy, ...] = ()
+    paper: str = ""
+    """`arXiv:...`"""
+    source: str = ""
+    """Where the authors published code and weights."""
+    trained_with: TrainedWith | None = None
+
+    @property
+    def available(self) -> bool:
+        """False for a row that names no file anywhere (an architecture nobody published weights for)."""
+        return self.hub is not None or self.url is not None
+
+    @property
+    def hash_prefix(self) -> str | None:
+        """The first hex digits of the original file's sha256, where its name carries them."""
+        found = _HASH_IN_NAME.search(self.url or "")
+        return found.group(1) if found else None
