@@ -9,13 +9,14 @@ b batch, c channels, h w height and width in pixels, n tokens, d embedding, k cl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, Self, TypedDict, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vertebra.layers.fused import forget, in_format_of
 from vertebra.spec import ModelConfig, VertebraError
 
 Indices = int | Sequence[int] | None
@@ -149,6 +150,9 @@ class Backbone(nn.Module, ABC):
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         """The trunk: (b, c, h, w) image -> last map (CNN) or normalised tokens (ViT)."""
+        return in_format_of(self._trunk(x), x)
+
+    def _trunk(self, x: Tensor) -> Tensor:
         state = self.embed(x)
         for stage in self.stages():
             state = self._run(stage, state)
@@ -156,7 +160,7 @@ class Backbone(nn.Module, ABC):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
         """(b, c, h, w) image, normalised as the checkpoint asks -> (b, k) logits."""
-        return self.forward_head(self.forward_features(x))
+        return self.forward_head(self._trunk(x))
 
     def _run(self, stage: Stage, state: Any) -> Any:
         if self.grad_checkpointing and torch.is_grad_enabled():
@@ -198,11 +202,11 @@ class Backbone(nn.Module, ABC):
         seen = self._walk(x, wanted, norm=norm, stop_early=stop_early)
         maps: list[Any] = []
         for grid, prefix in seen.maps:
-            out = grid if output_fmt == "NCHW" else grid.flatten(2).transpose(1, 2)
+            out = in_format_of(grid, x) if output_fmt == "NCHW" else grid.flatten(2).transpose(1, 2)
             maps.append((out, prefix) if return_prefix_tokens and prefix is not None else out)
         if intermediates_only:
             return maps
-        return self.finish(seen.last), maps
+        return in_format_of(self.finish(seen.last), x), maps
 
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
@@ -221,6 +225,11 @@ class Backbone(nn.Module, ABC):
     def drop_norm(self) -> None:
         """Replace the trunk's last normalisation, where it has one, by an identity."""
         return
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; either way weights folded for inference are forgotten."""
+        forget(self)
+        return super().train(mode)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping its activations."""

@@ -1,0 +1,274 @@
+"""Bytes to pixels: any photo in, an upright RGB image of 8 bits a channel out, or one `DecodeError`."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from vertebra.spec.errors import VertebraError
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""About 0.5 GB of RGB; where Pillow, too, begins to refuse."""
+
+# What cameras, scanners and the web produce. Left out on purpose: EPS and WMF (external programs, platform code), and
+# formats without a signature (TGA, PCX, ...), as which any garbage might be read.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI", "DDS", "SGI")
+
+# A corrupt file makes Pillow's readers fail in any of these ways (they trust the offsets and counts in it).
+_FILE_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DecodeError(VertebraError):
+    """An image that cannot be read; one line that names the file and the cause."""
+
+
+def decode(
+    source: bytes | str | os.PathLike[str] | BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS
+) -> Image.Image:
+    """Read one image: mode RGB, 8 bits a channel, upright as EXIF says; of an animation, the first frame.
+
+    Transparent parts become white; 16-bit levels keep their upper 8 bits; embedded colour profiles are not applied.
+    A `str` is a path; a binary file is read from where it stands. `max_pixels` (width x height, `None` for no limit)
+    is checked before pixels are loaded. Raises `DecodeError`. Safe to call from several threads.
+    """
+    if max_pixels is not None and max_pixels < 1:
+        raise DecodeError(f"max_pixels={max_pixels}: give a positive number of pixels, or None for no limit")
+    name, reopen = _opener(source)
+    with _pillow_silenced():
+        try:
+            with reopen() as stream:
+                return _read(stream, name, max_pixels)
+        except Image.DecompressionBombError as error:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is None or (max_pixels is not None and max_pixels <= 2 * limit):
+                raise _too_large(name, max_pixels, str(error)) from error
+        with _pillow_limit(max_pixels):
+            try:
+                with reopen() as stream:
+                    return _read(stream, name, max_pixels)
+            except Image.DecompressionBombError as error:
+                raise _too_large(name, max_pixels, str(error)) from error
+
+
+def _opener(source: bytes | str | os.PathLike[str] | BinaryIO) -> tuple[str, Callable[[], BinaryIO]]:
+    """What to call the source in messages, and how to read it (again) from its start."""
+    if isinstance(source, bytes):
+        return "<bytes>", lambda: _bytes_stream(source, "<bytes>")
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        return str(path), lambda: _file_stream(path)
+    if not hasattr(source, "read"):
+        raise DecodeError(f"cannot decode a {type(source).__name__}: give bytes, a path, or a file opened in mode 'rb'")
+    label: object = getattr(source, "name", None)
+    name = label if isinstance(label, str) else "<stream>"
+    try:
+        content = cast("bytes | str", source.read())
+    except _FILE_FAULTS as error:
+        raise DecodeError(f"{name}: cannot be read: {_cause(error)}") from error
+    if not isinstance(content, bytes):
+        raise DecodeError(f"{name}: gives {type(content).__name__}, not bytes; open the file in mode 'rb'")
+    return name, lambda: _bytes_stream(content, name)
+
+
+def _bytes_stream(content: bytes, name: str) -> BinaryIO:
+    if not content:
+        raise DecodeError(f"{name}: is empty (0 bytes)")
+    return io.BytesIO(content)
+
+
+def _file_stream(path: Path) -> BinaryIO:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise DecodeError(f"{path}: is a folder, not an image file")
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
+            raise DecodeError(f"{path}: is not a regular file; read it yourself and give its bytes")
+        if status.st_size == 0:
+            raise DecodeError(f"{path}: is empty (0 bytes)")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise DecodeError(f"{path}: no such file") from error
+    except OSError as error:
+        raise DecodeError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the path
+        if isinstance(error, DecodeError):
+            raise
+        raise DecodeError(f"{str(path)!r}: cannot be read: {error}") from error
+
+
+def _read(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
+    """Lets DecompressionBombError through: only the caller knows whether Pillow's own limit is the one that counts."""
+    try:
+        with Image.open(stream, formats=_formats()) as image:
+            _check_size(image, name, max_pixels)
+            image.load()
+            _check_size(image, name, max_pixels)  # an icon's header may lie about the picture inside
+            upright = _turn_upright(image)
+            rgb = _to_rgb(upright)
+    except DecodeError:
+        raise
+    except UnidentifiedImageError as error:
+        message = f"{name}: not an image, or damaged beyond recognition; formats read here: {', '.join(_formats())}"
+        raise DecodeError(message) from error
+    except _FILE_FAULTS as error:
+        raise DecodeError(f"{name}: truncated or corrupt: {_cause(error)}") from error
+    rgb.info.clear()  # else a caller that applies the EXIF orientation would turn the image a second time
+    return rgb
+
+
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise _too_large(name, max_pixels, f"{image.width} x {image.height} = {image.width * image.height:,} pixels")
+
+
+def _too_large(name: str, max_pixels: int | None, size: str) -> DecodeError:
+    allowed = "Pillow's limit" if max_pixels is None else f"max_pixels={max_pixels:,}"
+    return DecodeError(
+        f"{name}: too many pixels for {allowed} ({size}); if you trust it, decode with a higher max_pixels"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _FILE_FAULTS:
+        return image  # a broken EXIF block cannot say which way is up, and the pixels are fine
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Always a new image of class Image.Image, so nothing holds on to the file."""
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image)
+        grey = Image.fromarray((levels >> 8).astype(np.uint8))
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            grey.paste(255, mask=Image.fromarray((levels == key).astype(np.uint8) * 255))
+        return grey.convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_to_8_bits(np.asarray(image).astype(np.float64), image)).convert("RGB")
+    if image.mode == "LAB":
+        from PIL import ImageCms  # rare, and it costs more to import than all of the above
+
+        to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+        rgb = ImageCms.applyTransform(image, to_rgb)
+        assert rgb is not None  # it is None only in place
+        return rgb
+    if image.has_transparency_data:
+        straight = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(straight, mask=straight.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _to_8_bits(levels: NDArray[np.float64], image: Image.Image) -> NDArray[np.uint8]:
+    """Levels of a 32-bit image. Such files do not say which level is white, so the values have to.
+
+    Integers up to 65,535 are 16-bit levels (up to 255: 8-bit ones, except in PPM, whose header scales them), reals
+    up to 1 are a share of white; any other range is stretched from its least to its largest value.
+    """
+    levels = np.nan_to_num(levels, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(levels.min()), float(levels.max())
+    if low >= 0 and image.mode == "F" and high <= 1:
+        levels = np.rint(levels * 255)
+    elif low >= 0 and high <= 255 and image.format != "PPM":
+        levels = np.rint(levels)
+    elif low >= 0 and high <= 65535 and image.mode == "I":
+        levels = np.floor(levels / 256)
+    else:
+        span = high - low
+        levels = np.rint((levels - low) * 255 / span) if span > 0 else np.zeros_like(levels)
+    return levels.astype(np.uint8)
+
+
+_silence = threading.Lock()
+_silent_calls = 0
+_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def _pillow_silenced() -> Generator[None]:
+    """No warnings from Pillow. Filters are the process's: the first call in sets them, the last one out restores."""
+    global _silent_calls, _filters  # noqa: PLW0603 - the warning filters that they count are global, too
+    with _silence:
+        if _silent_calls == 0:
+            _filters = warnings.catch_warnings()
+            _filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _silent_calls += 1
+    try:
+        yield
+    finally:
+        with _silence:
+            _silent_calls -= 1
+            if _silent_calls == 0 and _filters is not None:
+                _filters.__exit__(None, None, None)
+                _filters = None
+
+
+_limit = threading.Lock()
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int | None) -> Generator[None]:
+    """Pillow's process-wide limit set to the caller's. Only for images above the former, one at a time.
+
+    Several of its readers (TIFF, WebP, GIF, ICO) check that global themselves; there is no other way past it.
+    """
+    with _limit:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before

@@ -1,0 +1,275 @@
+"""The steps from an RGB image to the normalised tensor that a model was trained on.
+
+Images are PIL images or tensors (..., channels, height, width), uint8 or floats on the 0..1 scale. Sizes are pixels,
+(height, width). From PIL images, the numbers are bit for bit those that published checkpoints were measured with.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float, Num
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import functional as F1
+from torchvision.transforms.v2 import functional as kernels
+
+from vertebra.spec.errors import VertebraError, did_you_mean
+
+F2 = cast("Any", kernels)  # annotated for tensors only, though they take PIL images as well
+
+INTERPOLATIONS = {
+    "nearest": InterpolationMode.NEAREST,
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "lanczos": InterpolationMode.LANCZOS,
+}
+RANDOM_INTERPOLATIONS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+"""What `interpolation="random"` draws from."""
+
+Fit = Literal["cover", "contain", "squash"]
+EraseMode = Literal["const", "rand", "pixel"]
+AnyImage = Image.Image | Num[Tensor, "... c h w"]
+
+ENORMOUS = 2**22
+"""Pixels. A resized image above this, and above 16 times its crop's pixels, is never made; see `Resize`."""
+
+
+def interpolation_mode(name: str) -> InterpolationMode:
+    if name not in INTERPOLATIONS:
+        hint = did_you_mean(name, INTERPOLATIONS) or f"; allowed: {', '.join(INTERPOLATIONS)}"
+        raise VertebraError(f"unknown interpolation {name!r}{hint}")
+    return INTERPOLATIONS[name]
+
+
+def image_size(image: object) -> tuple[int, int]:
+    """(height, width); the place where anything that is no image is refused."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    if isinstance(image, Tensor) and image.ndim >= 3:
+        return image.shape[-2], image.shape[-1]
+    what = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
+    raise VertebraError(f"cannot transform {what}: give a PIL image, or a tensor (..., channels, height, width)")
+
+
+class Resize(nn.Module):
+    """To `size` pixels: an int is the shorter side; (height, width) is covered, contained or squashed to (`fit`).
+
+    `window` is the (height, width) that a centre crop keeps afterwards. Resize and crop stay two steps, because Pillow
+    rounds differently when it does both at once (about 1.5% of a photo's values, measured). But where the resized image
+    would be enormous, as of a strip of 100,000 x 1, only that window is computed.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        interpolation: InterpolationMode,
+        *,
+        fit: Fit = "cover",
+        window: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = interpolation
+        self.fit: Fit = fit
+        self.window = window
+
+    def forward(self, image: AnyImage) -> AnyImage:
+        source = image_size(image)
+        if isinstance(image, Tensor) and self.interpolation is InterpolationMode.LANCZOS:
+            raise VertebraError("a tensor cannot be resized with 'lanczos': give a PIL image, or use 'bicubic'")
+        target = self.target_size(*source)
+        if self.window is not None and math.prod(target) > max(ENORMOUS, 16 * math.prod(self.window)):
+            return self._only_window(image, source, target, self.window)
+        return F2.resize(image, list(target), self.interpolation, antialias=True)
+
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what an image of this size is resized to."""
+        if isinstance(self.size, int):
+            shorter = min(height, width)
+            # Truncated, not rounded: so do the transforms that checkpoints were trained with.
+            return int(self.size * height / shorter), int(self.size * width / shorter)
+        if self.fit == "squash":
+            return self.size
+        choose = min if self.fit == "cover" else max
+        ratio = choose(height / self.size[0], width / self.size[1])
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+    def _only_window(
+        self, image: AnyImage, source: tuple[int, int], target: tuple[int, int], window: tuple[int, int]
+    ) -> AnyImage:
+        size = [min(w, t) for w, t in zip(window, target, strict=True)]
+        first = [round((t - s) / 2) for t, s in zip(target, size, strict=True)]  # where CenterCrop begins
+        scale = [t / n for t, n in zip(target, source, strict=True)]  # target pixels a source pixel
+        begin = [f / k for f, k in zip(first, scale, strict=True)]
+        end = [min((f + s) / k, n) for f, s, k, n in zip(first, size, scale, source, strict=True)]
+        if isinstance(image, Image.Image):
+            resample = getattr(Image.Resampling, self.interpolation.name)
+            return image.resize((size[1], size[0]), resample, box=(begin[1], begin[0], end[1], end[0]))
+        # Tensors have no resize from a box with fractions: whole source pixels around it, then the crop.
+        low = [math.floor(b) for b in begin]
+        high = [math.ceil(e) for e in end]
+        part = image[..., low[0] : high[0], low[1] : high[1]]
+        lengths = [max(s, round((h - b) * k)) for s, h, b, k in zip(size, high, low, scale, strict=True)]
+        part = F2.resize(part, lengths, self.interpolation, antialias=True)
+        corner = [min(round(f - b * k), n - s) for f, b, k, n, s in zip(first, low, scale, lengths, size, strict=True)]
+        return F2.crop(part, corner[0], corner[1], size[0], size[1])
+
+    def extra_repr(self) -> str:
+        fit = "" if isinstance(self.size, int) else f", fit={self.fit}"
+        return f"size={self.size}, interpolation={self.interpolation.value}{fit}"
+
+
+class CenterCropOrPad(nn.Module):
+    """The middle `size` (height, width); an image that is smaller gets a border of `fill` (0..255 a channel)."""
+
+    def __init__(self, size: tuple[int, int], fill: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = size
+        self.fill = fill
+
+    def forward(self, image: AnyImage) -> AnyImage:
+        height, width = image_size(image)
+        missing = max(self.size[0] - height, 0), max(self.size[1] - width, 0)
+        if any(missing):
+            left, top = missing[1] // 2, missing[0] // 2
+            fill = list(self.fill)
+            if isinstance(image, Tensor) and image.is_floating_point():
+                fill = [level / 255 for level in fill]
+            image = F2.pad(image, [left, top, missing[1] - left, missing[0] - top], fill=fill)
+        return F2.center_crop(image, list(self.size))
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, fill={self.fill}"
+
+
+class ToTensor(nn.Module):
+    """To float32 on the 0..1 scale; a float tensor is taken as being on it."""
+
+    def forward(self, image: AnyImage) -> Float[Tensor, "... c h w"]:
+        image_size(image)
+        if isinstance(image, Image.Image):
+            return F1.to_tensor(image)
+        if image.dtype == torch.uint8:
+            return image.to(torch.float32).div(255)  # a division, as for PIL images: 1/255 rounds differently
+        if image.is_floating_point():
+            return image
+        raise VertebraError(f"a tensor of {image.dtype} has no known scale: give uint8 (0..255) or floats (0..1)")
+
+
+class ToBytes(nn.Module):
+    """To a uint8 tensor; what remains when `normalize=False` leaves scale and normalisation to the caller."""
+
+    def forward(self, image: AnyImage) -> Num[Tensor, "... c h w"]:
+        image_size(image)
+        return F2.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std, channel by channel; `mean` and `std` are tensors (channels,) on the 0..1 scale."""
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        self.mean = torch.atleast_1d(torch.as_tensor(mean, dtype=torch.float32))
+        self.std = torch.atleast_1d(torch.as_tensor(std, dtype=torch.float32))
+        if not (self.std > 0).all():
+            raise VertebraError(f"std={std}: every value must be above 0")
+        if 1 not in (len(self.mean), len(self.std)) and len(self.mean) != len(self.std):
+            raise VertebraError(f"mean={mean} and std={std} differ in their number of channels")
+
+    def forward(self, image: Float[Tensor, "... c h w"]) -> Float[Tensor, "... c h w"]:
+        channels = max(len(self.mean), len(self.std))
+        if channels not in (1, image.shape[-3]):
+            raise VertebraError(
+                f"the image has {image.shape[-3]} channels, mean and std have {channels}: "
+                "convert it (image.convert('RGB')), or give mean and std for its channels"
+            )
+        mean = self.mean.to(image).view(-1, 1, 1)
+        return image.sub(mean).div_(self.std.to(image).view(-1, 1, 1))
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean}, std={self.std}"
+
+
+class RandomResizedCrop(v2.RandomResizedCrop):
+    """A random part of the image, resized to `size`; one of `interpolations` is drawn each time."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        interpolations: tuple[InterpolationMode, ...],
+    ) -> None:
+        super().__init__(size, scale=scale, ratio=ratio, interpolation=interpolations[0], antialias=True)
+        self.output_size = size
+        self.interpolations = interpolations
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        if not flat_inputs:  # torchvision leaves out what is no image, and would hand it on as it is
+            raise VertebraError("cannot transform a thing that is neither a PIL image nor a tensor (..., c, h, w)")
+        image_size(flat_inputs[0])
+        choice = int(torch.randint(len(self.interpolations), ()).item()) if len(self.interpolations) > 1 else 0
+        return {**super().make_params(flat_inputs), "interpolation": self.interpolations[choice]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F2.resized_crop(inpt, **params, size=list(self.output_size), antialias=True)
+
+    def extra_repr(self) -> str:
+        modes = " ".join(mode.value for mode in self.interpolations)
+        return f"size={self.output_size}, scale={self.scale}, ratio={self.ratio}, interpolation={modes}"
+
+
+class RandomErasing(nn.Module):
+    """With probability `p`, erase 1 to `count` rectangles of a normalised image (Zhong et al., arXiv:1708.04896).
+
+    They cover 2% to a third of the image together (before overlap), with sides 0.3 to 3.3 in ratio. `mode`: "const"
+    fills with 0, the mean; "rand" with one normal colour a rectangle; "pixel" with normal noise.
+    """
+
+    AREA = (0.02, 1 / 3)
+    RATIO = 0.3
+
+    def __init__(self, p: float = 0.5, mode: EraseMode = "const", count: int = 1) -> None:
+        super().__init__()
+        if mode not in ("const", "rand", "pixel"):
+            hint = did_you_mean(mode, ("const", "rand", "pixel")) or "; allowed: const, rand, pixel"
+            raise VertebraError(f"unknown re_mode {mode!r}{hint}")
+        if count < 1:
+            raise VertebraError(f"re_count={count}: give at least 1")
+        self.p = p
+        self.mode: EraseMode = mode
+        self.count = count
+
+    def forward(self, image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+        if torch.rand(()).item() >= self.p:
+            return image
+        image = image.clone()
+        count = int(torch.randint(1, self.count + 1, ()).item())
+        for _ in range(count):
+            self._erase_one(image, count)
+        return image
+
+    def _erase_one(self, image: Float[Tensor, "c h w"], count: int) -> None:
+        channels, height, width = image.shape
+        limit = -math.log(self.RATIO)
+        for _ in range(10):  # a rectangle that would not fit is drawn anew
+            area = height * width / count * _uniform(*self.AREA)
+            ratio = math.exp(_uniform(-limit, limit))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if h < height and w < width:
+                top = int(torch.randint(height - h + 1, ()).item())
+                left = int(torch.randint(width - w + 1, ()).item())
+                shape = {"const": (0, 1, 1), "rand": (channels, 1, 1), "pixel": (channels, h, w)}[self.mode]
+                colour = torch.randn(shape, dtype=image.dtype, device=image.device) if shape[0] else 0.0
+                image[:, top : top + h, left : left + w] = colour
+                return
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, mode={self.mode}, count=(1, {self.count})"
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()

@@ -1,0 +1,240 @@
+"""`create_transform` and its parts, under the names and with the defaults that code in this field already uses."""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+from torch import nn
+from torchvision.transforms import v2
+
+from vertebra.data.config import (
+    DEFAULT_CROP_MODE,
+    DEFAULT_CROP_PCT,
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+)
+from vertebra.data.transforms import (
+    RANDOM_INTERPOLATIONS,
+    CenterCropOrPad,
+    EraseMode,
+    Normalize,
+    RandomErasing,
+    RandomResizedCrop,
+    Resize,
+    ToBytes,
+    ToTensor,
+    interpolation_mode,
+)
+from vertebra.spec.errors import VertebraError, did_you_mean, unknown_option
+
+Numbers = float | Sequence[float]
+
+CROP_MODES = ("center", "squash", "border")
+
+
+def create_transform(
+    input_size: int | Sequence[int] = 224,
+    is_training: bool = False,
+    no_aug: bool = False,
+    scale: tuple[float, float] | None = None,
+    ratio: tuple[float, float] | None = None,
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: Numbers | None = 0.4,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float = 0.0,
+    gaussian_blur_prob: float = 0.0,
+    interpolation: str = "bilinear",
+    mean: Numbers = IMAGENET_DEFAULT_MEAN,
+    std: Numbers = IMAGENET_DEFAULT_STD,
+    re_prob: float = 0.0,
+    re_mode: EraseMode = "const",
+    re_count: int = 1,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    normalize: bool = True,
+    **unknown: object,
+) -> v2.Compose:
+    """An image's way to a tensor: evaluation by default, augmentation with `is_training` (`no_aug`: without it).
+
+    `input_size` is a side, (height, width) or (channels, height, width). The other parameters are those of
+    `transforms_imagenet_eval` and `transforms_imagenet_train`; those of the way not taken have no effect, so that one
+    dictionary serves both. An option that does not exist raises `UnknownNameError`.
+    """
+    for name in unknown:
+        raise unknown_option(name, _OPTIONS, where="create_transform")
+    size = _last_two(input_size)
+    finish = _finish(mean, std, normalize)
+    if is_training and no_aug:
+        return v2.Compose([*_plain(size, interpolation), *finish])
+    if is_training:
+        geometry = _geometry(_square(size), interpolation, scale, ratio, hflip, vflip)
+        colour = _colour(color_jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)
+        return v2.Compose([*geometry, *colour, *finish, *_erasing(re_prob if normalize else 0, re_mode, re_count)])
+    return v2.Compose([*_resize_and_crop(_square(size), interpolation, crop_pct, crop_mode, mean), *finish])
+
+
+_OPTIONS = tuple(name for name in create_transform.__annotations__ if name not in ("unknown", "return"))
+
+
+def transforms_imagenet_eval(
+    img_size: int | Sequence[int] = 224,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
+    interpolation: str = "bilinear",
+    mean: Numbers = IMAGENET_DEFAULT_MEAN,
+    std: Numbers = IMAGENET_DEFAULT_STD,
+    normalize: bool = True,
+) -> v2.Compose:
+    """Resize to img_size / crop_pct (rounded down), keep the middle, scale to 0..1, normalise.
+
+    `crop_mode`: "center" resizes the shorter side, "squash" both sides (the aspect ratio is lost), "border" the longer
+    side and fills what is missing with the mean. `normalize=False` ends with uint8.
+    """
+    size = _square(_last_two(img_size))
+    steps = _resize_and_crop(size, interpolation, crop_pct, crop_mode, mean)
+    return v2.Compose([*steps, *_finish(mean, std, normalize)])
+
+
+def transforms_imagenet_train(
+    img_size: int | Sequence[int] = 224,
+    scale: tuple[float, float] | None = None,
+    ratio: tuple[float, float] | None = None,
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: Numbers | None = 0.4,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float = 0.0,
+    gaussian_blur_prob: float = 0.0,
+    interpolation: str = "random",
+    mean: Numbers = IMAGENET_DEFAULT_MEAN,
+    std: Numbers = IMAGENET_DEFAULT_STD,
+    re_prob: float = 0.0,
+    re_mode: EraseMode = "const",
+    re_count: int = 1,
+    normalize: bool = True,
+) -> v2.Compose:
+    """Random resized crop (`scale`: share of the area, `ratio`: width to height), flips, colours, erasing.
+
+    `color_jitter` is one strength for brightness, contrast and saturation, or three (four with hue) strengths.
+    `interpolation="random"` draws bilinear or bicubic for each image. Erasing needs `normalize`.
+    """
+    geometry = _geometry(_square(_last_two(img_size)), interpolation, scale, ratio, hflip, vflip)
+    colour = _colour(color_jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)
+    erasing = _erasing(re_prob if normalize else 0, re_mode, re_count)
+    return v2.Compose([*geometry, *colour, *_finish(mean, std, normalize), *erasing])
+
+
+def transforms_noaug_train(
+    img_size: int | Sequence[int] = 224,
+    interpolation: str = "bilinear",
+    mean: Numbers = IMAGENET_DEFAULT_MEAN,
+    std: Numbers = IMAGENET_DEFAULT_STD,
+    normalize: bool = True,
+) -> v2.Compose:
+    """Nothing random: an int `img_size` resizes the shorter side and crops, (height, width) squashes."""
+    return v2.Compose([*_plain(_last_two(img_size), interpolation), *_finish(mean, std, normalize)])
+
+
+def _last_two(size: int | Sequence[int]) -> int | tuple[int, int]:
+    sizes = cast("tuple[object, ...]", (size,) if isinstance(size, int) else tuple(size))
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise VertebraError(
+            f"input_size={size!r}: give a side, (height, width) or (channels, height, width), in pixels above 0"
+        )
+    whole = cast("tuple[int, ...]", sizes)
+    return whole[0] if len(whole) == 1 else (whole[-2], whole[-1])
+
+
+def _square(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _resize_and_crop(
+    size: tuple[int, int], interpolation: str, crop_pct: float | None, crop_mode: str | None, mean: Numbers
+) -> list[nn.Module]:
+    share = DEFAULT_CROP_PCT if crop_pct is None else crop_pct
+    if not 0 < share < math.inf:
+        raise VertebraError(f"crop_pct={crop_pct}: give a share above 0, as 0.875")
+    mode = interpolation_mode(interpolation)
+    larger = (math.floor(size[0] / share), math.floor(size[1] / share))
+    match crop_mode or DEFAULT_CROP_MODE:
+        case "center" if size[0] == size[1]:
+            return [Resize(larger[0], mode, window=size), v2.CenterCrop(size)]
+        case "center":
+            return [Resize(larger, mode, fit="cover", window=size), v2.CenterCrop(size)]
+        case "squash":
+            return [Resize(larger, mode, fit="squash"), v2.CenterCrop(size)]
+        case "border":
+            values = [mean] if isinstance(mean, (int, float)) else mean
+            fill = tuple(round(255 * value) for value in values)
+            return [Resize(larger, mode, fit="contain"), CenterCropOrPad(size, fill)]
+        case other:
+            hint = did_you_mean(other, CROP_MODES) or f"; allowed: {', '.join(CROP_MODES)}"
+            raise VertebraError(f"unknown crop_mode {other!r}{hint}")
+
+
+def _plain(size: int | tuple[int, int], interpolation: str) -> list[nn.Module]:
+    mode = interpolation_mode("bilinear" if interpolation == "random" else interpolation)
+    window = _square(size)
+    return [Resize(size, mode, fit="squash", window=window), v2.CenterCrop(window)]
+
+
+def _geometry(
+    size: tuple[int, int],
+    interpolation: str,
+    scale: tuple[float, float] | None,
+    ratio: tuple[float, float] | None,
+    hflip: float,
+    vflip: float,
+) -> list[nn.Module]:
+    modes = RANDOM_INTERPOLATIONS if interpolation == "random" else (interpolation_mode(interpolation),)
+    area = _interval("scale", scale or (0.08, 1.0))
+    steps: list[nn.Module] = [RandomResizedCrop(size, area, _interval("ratio", ratio or (3 / 4, 4 / 3)), modes)]
+    if hflip > 0:
+        steps.append(v2.RandomHorizontalFlip(p=_probability("hflip", hflip)))
+    if vflip > 0:
+        steps.append(v2.RandomVerticalFlip(p=_probability("vflip", vflip)))
+    return steps
+
+
+def _colour(
+    jitter: Numbers | None, jitter_prob: float | None, grayscale_prob: float, blur_prob: float
+) -> list[nn.Module]:
+    steps: list[nn.Module] = []
+    if jitter:
+        strengths = (float(jitter),) * 3 if isinstance(jitter, (int, float)) else tuple(jitter)
+        if len(strengths) not in (3, 4):
+            raise VertebraError(
+                f"color_jitter={jitter}: give one strength, or those of brightness, contrast, saturation"
+            )
+        step: nn.Module = v2.ColorJitter(*strengths)
+        if jitter_prob is not None:
+            step = v2.RandomApply([step], _probability("color_jitter_prob", jitter_prob))
+        steps.append(step)
+    if grayscale_prob > 0:
+        steps.append(v2.RandomGrayscale(p=_probability("grayscale_prob", grayscale_prob)))
+    if blur_prob > 0:
+        blur = v2.GaussianBlur(kernel_size=23, sigma=(0.1, 2.0))  # the kernel and sigmas of SimCLR at 224 pixels
+        steps.append(v2.RandomApply([blur], p=_probability("gaussian_blur_prob", blur_prob)))
+    return steps
+
+
+def _finish(mean: Numbers, std: Numbers, normalize: bool) -> list[nn.Module]:
+    return [ToTensor(), Normalize(mean, std)] if normalize else [ToBytes()]
+
+
+def _erasing(probability: float, mode: EraseMode, count: int) -> list[nn.Module]:
+    return [RandomErasing(_probability("re_prob", probability), mode, count)] if probability > 0 else []
+
+
+def _probability(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise VertebraError(f"{name}={value}: a probability lies between 0 and 1")
+    return value
+
+
+def _interval(name: str, bounds: tuple[float, float]) -> tuple[float, float]:
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
+        raise VertebraError(f"{name}={bounds}: give (least, greatest), both above 0")
+    return bounds[0], bounds[1]

@@ -1,0 +1,286 @@
+"""Preprocessing against the reference implementation, as a black box, and against itself where it takes a short cut."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+
+import vertebra.data
+from vertebra.data import create_transform, transforms_factory
+from vertebra.data.transforms import ENORMOUS, RandomErasing, Resize
+from vertebra.spec.errors import UnknownNameError, VertebraError
+
+EVAL_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"crop_pct": 0.9, "interpolation": "bicubic"},
+    {"input_size": (3, 288, 288), "crop_pct": 0.95, "interpolation": "bicubic"},
+    {"input_size": (3, 224, 256)},
+    {"input_size": (300, 200), "crop_pct": 1.0, "interpolation": "lanczos"},
+    {"crop_pct": 1.2, "interpolation": "nearest"},
+    {"crop_mode": "squash", "crop_pct": 1.0},
+    {"crop_mode": "squash", "input_size": (3, 200, 150)},
+    {"crop_mode": "border", "mean": (0.5, 0.1, 0.3), "std": (0.5, 0.2, 0.3)},
+    {"crop_mode": "border", "input_size": (3, 150, 200), "crop_pct": 1.0},
+    {"is_training": True, "no_aug": True},
+    {"is_training": True, "no_aug": True, "input_size": (3, 200, 224)},
+    {"normalize": False},
+]
+
+
+@pytest.fixture(scope="session")
+def photos(shared_data: Path) -> list[Image.Image]:
+    """All photos; their aspect ratios lie between 0.5 and 2.5."""
+    images = []
+    for path in sorted((shared_data / "photos").glob("*.[jJ]*")):
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+    assert len(images) == 126
+    return images
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    return Image.fromarray(np.random.default_rng(width * height).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("options", EVAL_OPTIONS, ids=str)
+def test_photos_become_the_same_tensors_as_in_the_reference(photos: list[Image.Image], options: dict[str, Any]) -> None:
+    ours, reference = create_transform(**options), timm.data.create_transform(**options)
+    for photo in photos if options.get("crop_pct") == 0.9 else photos[::12]:
+        assert torch.equal(ours(photo), reference(photo))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    size=st.tuples(st.integers(8, 80), st.integers(8, 80)),
+    crop_pct=st.floats(0.5, 1.2),
+    crop_mode=st.sampled_from(["center", "squash", "border"]),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
+)
+def test_any_shape_gives_the_same_tensor(width: int, height: int, size: tuple[int, int], **options: Any) -> None:
+    if options["crop_mode"] == "border":  # of a thinner strip the reference makes an image of no height, and fails
+        assume(8 * min(width, height) > max(width, height))
+    image = noise(width, height)
+    ours = create_transform(input_size=(3, *size), **options)(image)
+    assert torch.equal(ours, timm.data.create_transform(input_size=(3, *size), **options)(image))
+
+
+def test_list_of_steps_is_the_one_that_people_index() -> None:
+    transform = create_transform(input_size=(3, 224, 224), crop_pct=0.9, mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    reference = timm.data.create_transform(input_size=(3, 224, 224), crop_pct=0.9, mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    assert len(transform.transforms) == len(reference.transforms)
+    resize, crop, _, normalize = transform.transforms
+    assert (resize.size, resize.interpolation, tuple(crop.size)) == (248, InterpolationMode.BILINEAR, (224, 224))
+    assert torch.equal(normalize.mean, reference.transforms[-1].mean)
+    assert torch.equal(normalize.std, reference.transforms[-1].std)
+    for part in ("Resize(size=248, interpolation=bilinear)", "CenterCrop(size=(224, 224))", "Normalize(mean=tensor("):
+        assert part in repr(transform)
+
+
+@pytest.mark.parametrize("shape", [(60, 4100), (4100, 60), (3, 204), (241, 3), (50, 3977)])
+@pytest.mark.parametrize("size", [(224, 224), (224, 240)])
+def test_the_window_of_a_strip_is_what_resize_and_crop_would_give(
+    shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Not bit for bit (Pillow takes the box in single precision), but within a level or two."""
+    smooth = Image.radial_gradient("L").resize((shape[1], shape[0])).convert("RGB")
+    transform = create_transform(input_size=(3, *size), normalize=False, interpolation="bicubic")
+    resize = transform.transforms[0]
+    whole = Resize(resize.size, resize.interpolation, fit=resize.fit)
+    assert whole(smooth).size[0] * whole(smooth).size[1] > ENORMOUS
+    assert resize(smooth).size == (size[1], size[0])
+    expected = _finish(transform, whole(smooth)).int()
+    assert (transform(smooth).int() - expected).abs().max() <= 2
+    tensor = torch.from_numpy(np.array(smooth)).permute(2, 0, 1)
+    moved = (transform(tensor).int() - _finish(transform, whole(tensor)).int()).abs().float()
+    assert moved.shape == (3, *size)
+    assert moved.mean() < 4  # tensors are cut at whole source pixels
+
+
+def _finish(transform: Any, image: Any) -> torch.Tensor:
+    for step in transform.transforms[1:]:
+        image = step(image)
+    return image
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (1, 1)])
+def test_extreme_images_cost_no_memory(shape: tuple[int, int]) -> None:
+    """Resized as a whole, the strip would have 6.5 billion pixels."""
+    image = Image.new("RGB", (shape[1], shape[0]), (255, 0, 0))
+    for kind in (image, torch.tensor([255, 0, 0], dtype=torch.uint8).view(3, 1, 1).expand(3, *shape)):
+        for options in ({}, {"input_size": (3, 96, 128)}, {"is_training": True, "no_aug": True}):
+            result = create_transform(normalize=False, **options)(kind)
+            assert (result == torch.tensor([255, 0, 0]).view(3, 1, 1)).all()
+        squashed = create_transform(normalize=False, crop_mode="squash")(kind)
+        assert squashed.shape == (3, 224, 224)
+        assert create_transform(crop_mode="border")(kind).shape == (3, 224, 224)
+        assert create_transform(is_training=True)(kind).shape == (3, 224, 224)
+
+
+def test_tensors_agree_with_pil_images(photos: list[Image.Image]) -> None:
+    for options in ({}, {"crop_mode": "squash"}, {"crop_mode": "border"}, {"input_size": (3, 96, 160)}):
+        transform = create_transform(**options)
+        tensor = torch.from_numpy(np.array(photos[0])).permute(2, 0, 1)
+        result = transform(tensor)
+        assert (result - transform(photos[0])).abs().max() < 0.05  # two resizing kernels round differently
+        assert (result - transform(tensor.float() / 255)).abs().max() < 0.05
+        assert torch.equal(transform(tensor.expand(2, -1, -1, -1))[1], result)
+    assert create_transform(normalize=False)(tensor).dtype == torch.uint8
+    with pytest.raises(VertebraError, match="lanczos"):
+        create_transform(interpolation="lanczos")(tensor)
+    with pytest.raises(VertebraError, match=r"torch\.int32"):
+        create_transform(interpolation="nearest")(tensor.int())
+
+
+def test_grey_images_for_models_of_one_channel() -> None:
+    image = noise(40, 30, "L")
+    assert create_transform(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))(image).shape == (1, 8, 8)
+    with pytest.raises(VertebraError, match=r"1 channels, mean and std have 3.*convert\('RGB'\)"):
+        create_transform()(image)
+
+
+def test_what_is_no_image_is_refused() -> None:
+    for thing in (np.zeros((8, 8, 3), np.uint8), "photo.jpg", torch.zeros(8, 8)):
+        for training in (False, True):
+            with pytest.raises(VertebraError, match="cannot transform a"):
+                create_transform(is_training=training)(thing)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterpolation": "bicubic"}, "unknown option 'iterpolation' for create_transform; did you mean 'interpol"),
+        ({"zzz": 1}, "unknown option 'zzz' for create_transform; allowed: color_jitter"),
+        ({"interpolation": "bicubicc"}, "unknown interpolation 'bicubicc'; did you mean 'bicubic'"),
+        ({"interpolation": "random"}, "unknown interpolation 'random'"),
+        ({"crop_mode": "centre"}, "unknown crop_mode 'centre'; did you mean 'center'"),
+        ({"crop_pct": 0.0}, "crop_pct=0.0"),
+        ({"input_size": 0}, "input_size=0"),
+        ({"input_size": (3, 224, 224, 1)}, "input_size="),
+        ({"input_size": (3, 224, 0.5)}, "input_size="),
+        ({"mean": (0.1, 0.2)}, "differ in their number of channels"),
+        ({"std": (0.1, 0.0, 0.1)}, "every value must be above 0"),
+        ({"is_training": True, "hflip": 1.5}, "hflip=1.5: a probability"),
+        ({"is_training": True, "re_prob": 0.5, "re_mode": "pixels"}, "unknown re_mode 'pixels'; did you mean 'pixel'"),
+        ({"is_training": True, "re_prob": 0.5, "re_count": 0}, "re_count=0"),
+        ({"is_training": True, "color_jitter": (0.1, 0.2)}, "color_jitter="),
+        ({"is_training": True, "scale": (0.9, 0.1)}, "scale="),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(VertebraError) as caught:
+        create_transform(**options)
+    assert message in str(caught.value)
+    assert isinstance(caught.value, UnknownNameError) == message.startswith("unknown option")
+
+
+def test_names_and_defaults_are_those_of_the_reference() -> None:
+    for name in ("create_transform", "transforms_imagenet_eval", "transforms_imagenet_train", "transforms_noaug_train"):
+        ours = inspect.signature(getattr(transforms_factory, name)).parameters
+        reference = inspect.signature(getattr(timm.data.transforms_factory, name)).parameters
+        for parameter in (p for p in ours.values() if p.kind is not p.VAR_KEYWORD):
+            assert parameter.default == reference[parameter.name].default, (name, parameter.name)
+    assert vertebra.data.transforms_factory.create_transform is vertebra.data.create_transform
+
+
+def test_eval_under_its_own_name(photos: list[Image.Image]) -> None:
+    options = {"img_size": 128, "crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    ours = vertebra.data.transforms_imagenet_eval(**options)
+    reference = timm.data.transforms_factory.transforms_imagenet_eval(**options)
+    assert torch.equal(ours(photos[3]), reference(photos[3]))
+
+
+TRAIN_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"color_jitter": None, "hflip": 0.0},
+    {"color_jitter": (0.1, 0.2, 0.3, 0.4), "vflip": 0.5, "interpolation": "random"},
+    {"color_jitter_prob": 0.8, "grayscale_prob": 0.2, "gaussian_blur_prob": 0.1},
+    {"re_prob": 0.3, "re_mode": "pixel", "re_count": 3, "input_size": (3, 96, 128), "scale": (0.5, 1.0)},
+    {"normalize": False, "re_prob": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", TRAIN_OPTIONS, ids=str)
+def test_training_takes_the_steps_of_the_reference(options: dict[str, Any]) -> None:
+    names = {"RandomResizedCropAndInterpolation": "RandomResizedCrop", "MaybeToTensor": "ToTensor"}
+    names["MaybePILToTensor"] = "ToBytes"
+    ours = create_transform(is_training=True, **options)
+    reference = timm.data.create_transform(is_training=True, **options)
+    expected = [names.get(type(step).__name__, type(step).__name__) for step in reference.transforms]
+    assert [type(step).__name__ for step in ours.transforms] == expected
+    result = ours(noise(90, 70))
+    assert result.shape == reference(noise(90, 70)).shape
+    assert result.dtype == (torch.float32 if options.get("normalize", True) else torch.uint8)
+
+
+def test_training_is_random_and_follows_the_seed() -> None:
+    image = noise(90, 70)
+    transform = create_transform(32, is_training=True, re_prob=0.5, interpolation="random")
+    torch.manual_seed(1)
+    first, second = transform(image), transform(image)
+    torch.manual_seed(1)
+    assert torch.equal(transform(image), first)
+    assert not torch.equal(first, second)
+
+
+def test_training_crops_within_scale_and_ratio() -> None:
+    crop = create_transform(32, is_training=True, scale=(0.2, 0.5), ratio=(0.5, 2.0)).transforms[0]
+    areas, ratios = [], []
+    for _ in range(200):
+        drawn = crop.make_params([noise(200, 150)])
+        areas.append(drawn["height"] * drawn["width"] / 30_000)
+        ratios.append(drawn["width"] / drawn["height"])
+    assert 0.19 < min(areas) < 0.25
+    assert 0.45 < max(areas) < 0.51
+    assert 0.49 < min(ratios) < 0.7
+    assert 1.5 < max(ratios) < 2.05
+
+
+def test_random_interpolation_draws_both() -> None:
+    crop = create_transform(32, is_training=True, interpolation="random").transforms[0]
+    drawn = {crop.make_params([noise(20, 20)])["interpolation"] for _ in range(50)}
+    assert drawn == {InterpolationMode.BILINEAR, InterpolationMode.BICUBIC}
+
+
+def test_flips_flip() -> None:
+    image = noise(32, 32)
+    options = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter": None, "is_training": True}
+    plain = create_transform(32, hflip=0.0, **options)(image)
+    assert torch.equal(create_transform(32, hflip=1.0, **options)(image), plain.flip(-1))
+    assert torch.equal(create_transform(32, hflip=0.0, vflip=1.0, **options)(image), plain.flip(-2))
+
+
+def erased_shares(erasing: Any, times: int = 300) -> torch.Tensor:
+    return torch.tensor([(erasing(torch.full((3, 64, 64), 9.0)) != 9.0).float().mean() for _ in range(times)])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_erasing_covers_as_much_as_the_reference(count: int) -> None:
+    shares = erased_shares(RandomErasing(1.0, "const", count))
+    reference = timm.data.create_transform(is_training=True, re_prob=1.0, re_count=count).transforms[-1]
+    assert shares.min() >= 0.01
+    assert shares.max() <= 0.35
+    assert abs(shares.mean() - erased_shares(reference).mean()) < 0.03
+
+
+def test_erasing_modes_and_probability() -> None:
+    image = torch.full((3, 64, 64), 9.0)
+    const, rand, pixel = (RandomErasing(1.0, mode)(image) for mode in ("const", "rand", "pixel"))
+    assert set(const.unique().tolist()) == {0.0, 9.0}
+    assert len(rand.unique()) == 4  # what was there, and one colour a channel
+    assert len(pixel.unique()) > 100
+    assert (image == 9.0).all()
+    assert 0.15 < (erased_shares(RandomErasing(0.25)) > 0).float().mean() < 0.35
+    assert RandomErasing(0.0)(image) is image
