@@ -69,7 +69,7 @@ def create_model(
         raise VertebraError("out_indices needs features_only=True; forward_intermediates(indices=) takes them per call")
     if features_only:
         given["num_classes"] = 0
-    elif found.cfg.num_classes is not None and (pretrained or found.options or found.cfg.source):
+    elif found.cfg.num_classes is not None:
         given.setdefault("num_classes", found.cfg.num_classes)
     config = make_config(found.arch, REGISTRY.variant(found.arch), given)
     state, origin = None, ""

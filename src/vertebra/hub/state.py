@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -25,6 +26,8 @@ def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
         raise WeightsError(f"{path} is empty")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix == ".npz":
+        return _read_npz(path), {}
     return unwrap(_read_pickle(path), path), {}
 
 
@@ -34,6 +37,14 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _read_npz(path: Path) -> State:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: torch.from_numpy(file[key]) for key in file.files}
+    except (zipfile.BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read as an .npz of arrays: {error}") from error
 
 
 def _read_pickle(path: Path) -> Any:

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from vertebra.models.vit import VisionTransformer, VitConfig
+from vertebra.models.vit.config import VitConfig
+from vertebra.models.vit.model import VisionTransformer
 from vertebra.spec import Accuracy, Family, ModelConfig, Preprocess, State, Variant, VertebraError, Weights
 
 
