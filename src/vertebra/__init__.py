@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vertebra.hub.listing import list_pretrained as list_pretrained
     from vertebra.hub.listing import model_entrypoint as model_entrypoint
     from vertebra.hub.save import save_model as save_model
+    from vertebra.models.aggregate import aggregate as aggregate
+    from vertebra.models.groups import freeze as freeze
+    from vertebra.models.groups import layer_groups as layer_groups
     from vertebra.spec import UnknownNameError as UnknownNameError
     from vertebra.spec import VertebraError as VertebraError
     from vertebra.spec import WeightsError as WeightsError
@@ -44,6 +47,8 @@ _HOMES = {
         "model_entrypoint",
     ),
     "vertebra.hub.save": ("save_model",),
+    "vertebra.models.aggregate": ("aggregate",),
+    "vertebra.models.groups": ("freeze", "layer_groups"),
     "vertebra.spec": ("UnknownNameError", "VertebraError", "WeightsError", "WeightsUnavailableError"),
 }
 _OWNER = {name: home for home, names in _HOMES.items() for name in names}
@@ -57,12 +62,15 @@ __all__ = [
     "WeightsError",
     "WeightsUnavailableError",
     "__version__",
+    "aggregate",
     "create_model",
     "data",
+    "freeze",
     "get_pretrained_cfg",
     "get_pretrained_cfg_value",
     "is_model",
     "is_model_pretrained",
+    "layer_groups",
     "layers",
     "list_models",
     "list_modules",

@@ -20,6 +20,8 @@ class LoadReport:
     """Names that have no counterpart in the checkpoint and start fresh."""
     resized: list[str] = field(default_factory=list[str])
     """Names adapted to another number of input channels or another image size."""
+    renamed: list[str] = field(default_factory=list[str])
+    """Checkpoint keys that go by another name here."""
     dropped: dict[str, str] = field(default_factory=dict[str, str])
     """Checkpoint keys left out, and why."""
 
@@ -102,7 +104,9 @@ def load_state(
     report = LoadReport()
     config: ModelConfig = model.config
     wanted = model.state_dict()
+    foreign = [key for key in state if key not in wanted]
     state = drop_unused(family.adapt(state, config), wanted, family, report)
+    report.renamed = [key for key in foreign if key not in state and key not in report.dropped]
     state = fit_head(state, model, new_head=new_head, report=report)
     state = fit_pool_norm(fit_positions(fit_stem(state, model, report), model, report), model)
     fresh = config.classifiers if new_head else ()

@@ -18,7 +18,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
-    """(state dict, metadata) of a checkpoint. Metadata is what safetensors carries; other files have none."""
+    """(state dict, metadata) of a checkpoint: what safetensors carries; of a pickle, the `wrapper` it had."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no checkpoint at {path}{'; it is a folder' if path.is_dir() else ''}")
@@ -28,7 +28,8 @@ def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
         return _read_safetensors(path)
     if path.suffix == ".npz":
         return _read_npz(path), {}
-    return unwrap(_read_pickle(path), path), {}
+    content = _read_pickle(path)
+    return unwrap(content, path), {"wrapper": ".".join(wrappers(content))}
 
 
 def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
@@ -62,13 +63,22 @@ def _read_pickle(path: Path) -> Any:
         raise WeightsError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
+def wrappers(content: Any) -> list[str]:
+    """The keys, outermost first, that lead to the state dict inside what a training script saved."""
+    path = list[str]()
+    while isinstance(content, Mapping):
+        key = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            break
+        path.append(key)
+        content = content[key]
+    return path
+
+
 def unwrap(content: Any, path: Path | str = "the checkpoint") -> State:
     """The state dict inside what a training script saved: wrapper keys and `module.` prefixes removed."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+    for key in wrappers(content):
+        content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
     state = cast("dict[str, Any]", dict(content))

@@ -9,7 +9,7 @@ b batch, c channels, h w height and width in pixels, n tokens, d embedding, k cl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, TypedDict, cast
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import torch
 from jaxtyping import Float
@@ -81,6 +81,7 @@ class Backbone(nn.Module, ABC):
         self.in_chans = config.in_chans
         self.drop_rate = config.drop_rate
         self.grad_checkpointing = False
+        self.frozen_modules: tuple[nn.Module, ...] = ()
         self.pretrained_cfg = self.default_cfg = {}
 
     # What a family provides.
@@ -226,10 +227,13 @@ class Backbone(nn.Module, ABC):
         """Replace the trunk's last normalisation, where it has one, by an identity."""
         return
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Backbone":
         """Training or evaluation mode; either way weights folded for inference are forgotten."""
         forget(self)
-        return super().train(mode)
+        super().train(mode)
+        for module in self.frozen_modules:
+            module.eval()
+        return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping its activations."""

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from vertebra.layers.aggregation import AggregationNode
 from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
 from vertebra.layers.fused import conv_bn_act
@@ -131,19 +132,6 @@ class Res2Block(Block):
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck, "res2": Res2Block}
 
 
-class Root(nn.Module):
-    """The aggregation node (paper, eq. 2): one 1x1 convolution over everything that ends here."""
-
-    def __init__(self, cin: int, cout: int, residual: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(cin, cout, 1, bias=False)
-        self.bn = nn.BatchNorm2d(cout)
-        self.residual = residual
-
-    def forward(self, inputs: list[Tensor]) -> Float[Tensor, "b c h w"]:
-        return conv_bn_act(torch.cat(inputs, 1), self.conv, self.bn, "relu", inputs[0] if self.residual else None)
-
-
 class Tree(nn.Module):
     """A tree of 2**depth blocks (paper, fig. 3): its right half sees its left half's output, and both end in a root."""
 
@@ -165,13 +153,14 @@ class Tree(nn.Module):
         self.depth = depth
         self.keep_input = keep_input
         inherited += cin if keep_input else 0
-        self.downsample = nn.MaxPool2d(stride, stride) if stride > 1 else nn.Identity()
+        # ceil_mode: a map of odd size must shrink as the stride-2 convolution beside it does.
+        self.downsample = nn.MaxPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity()
         if depth == 1:
             block = partial(BLOCKS[config.block], config, dilation=dilation)
             self.project = ConvBn(nn.Conv2d(cin, cout, 1, bias=False)) if cin != cout else nn.Identity()
             self.tree1 = block(cin=cin, cout=cout, stride=stride, drop=next(rates))
             self.tree2 = block(cin=cout, cout=cout, stride=1, drop=next(rates))
-            self.root = Root(2 * cout + inherited, cout, config.residual_root)
+            self.root = AggregationNode(2 * cout + inherited, cout, config.residual_root)
         else:
             grow = partial(Tree, config, depth - 1, rates=rates, dilation=dilation)
             self.tree1 = grow(cin=cin, cout=cout, stride=stride)

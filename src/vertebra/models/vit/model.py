@@ -194,7 +194,7 @@ class VisionTransformer(Backbone):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         stem = "|".join((*self.prefix_names, "pos_embed", "patch_embed"))
-        return {"stem": rf"^({stem})", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+        return {"stem": rf"^(?:{stem})", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed", *self.prefix_names}

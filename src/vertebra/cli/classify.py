@@ -1,0 +1,183 @@
+"""`vertebra classify`: photos in, their best labels out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vertebra.cli.inputs import expand
+from vertebra.cli.text import complain, console, print_json, put, put_name, shown
+from vertebra.spec import VertebraError, WeightsUnavailableError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    from vertebra.engine.predict import Prediction
+    from vertebra.models.backbone import Backbone
+
+DEFAULT_MODEL = "dla102.in1k"
+BAR, LABEL, GAPS = 40, 32, 12
+"""Greatest width of a bar and a label; what index, percentage and spaces between columns take."""
+
+
+def classify(
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO", help="Files, folders (searched through) or quoted patterns.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE|DIR", help="A model, its weights file or its folder.", show_default=DEFAULT_MODEL
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A local checkpoint for the named model; nothing is downloaded.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the classes: .txt (one a line), .json or .csv.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many labels a photo gets.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a photo.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that the model sees at once.")] = 16,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ...", show_default="cuda, else cpu")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse photos of more pixels.", show_default="178956970")
+    ] = None,
+) -> None:
+    """Name what is in photos: the likeliest labels and how likely each is.
+
+    Exit status: 0 all photos were answered, 1 some were not (each is named), 2 wrong usage.
+
+    For example:
+
+    `vertebra classify cat.jpg`
+
+    `vertebra classify holidays/ 'more/*.png' --top 1 --json`
+
+    `vertebra classify dog.jpg --model deit_tiny_patch16_224 --weights deit_tiny.safetensors`
+    """
+    paths, failures = expand(photos)
+    report = _Report(as_json)
+    for name, reason in failures.items():
+        report.failure(name, reason)
+    if paths:
+        from vertebra.data import DEFAULT_MAX_PIXELS, load_labels
+        from vertebra.engine.predict import Predictor
+
+        predictor = Predictor(
+            _load(model, weights),
+            labels=load_labels(labels) if labels else None,
+            top=top,
+            batch_size=batch_size,
+            device=_device(device),
+            max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        )
+        for path, answer in predictor.stream(paths):
+            if isinstance(answer, VertebraError):
+                report.failure(path, str(answer))
+            else:
+                report.answer(path, answer)
+    report.end(len(paths) + len(failures))
+
+
+def _load(model: str | None, weights: Path | None) -> "Backbone":
+    from vertebra.hub.factory import load_model
+
+    if model is None and weights is not None:
+        return load_model(weights)
+    try:
+        return load_model(model or DEFAULT_MODEL, weights=weights)
+    except WeightsUnavailableError as error:
+        reason = str(error).partition("; to go on")[0]
+        name = model or DEFAULT_MODEL
+        raise WeightsUnavailableError(
+            f"{reason}; offline, give a local checkpoint (--model {name} --weights FILE), a folder with config.json and"
+            " weights (--model DIR), or a machine's Hugging Face cache that holds it (HF_HOME=DIR HF_HUB_OFFLINE=1)"
+        ) from error
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=torch.device(name)).cpu()
+    # What torch raises for a device depends on how it was built: no such name, no driver, not compiled in, no data.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise typer.BadParameter(
+            f"device {name!r} cannot be used on this machine; it has {', '.join(there)}", param_hint="'--device'"
+        ) from error
+    return name
+
+
+class _Report:
+    """Prints each result as it comes."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.failed = 0
+        self.console = None if as_json else console()
+
+    def failure(self, path: str | Path, reason: str) -> None:
+        reason = reason.removeprefix(f"{path}: ")
+        self.failed += 1
+        complain(f"{path}: {reason}")
+        if self.as_json:
+            print_json({"path": str(path), "error": reason})
+
+    def answer(self, path: Path, prediction: "Prediction") -> None:
+        if self.console is not None:
+            _print_table(self.console, path, prediction)
+            return
+        best = zip(prediction.labels, prediction.indices, prediction.probabilities, strict=True)
+        print_json({"path": str(path), "predictions": [{"label": n, "index": i, "probability": p} for n, i, p in best]})
+
+    def end(self, count: int) -> None:
+        """Exit with 1 where anything failed; of many, how many did."""
+        if self.failed and count > 1:
+            complain(f"{self.failed} of {count} inputs could not be classified")
+        if self.failed:
+            raise typer.Exit(1)
+
+
+def _print_table(console: "Console", path: Path, prediction: "Prediction") -> None:
+    """The name, whole; below it the labels. Columns have the same place for every photo."""
+    put_name(console, shown(path))
+    put(console, _table(prediction, console.width))
+    console.print()
+
+
+def _table(prediction: "Prediction", width: int) -> "Table":
+    from rich.table import Table
+
+    label = min(LABEL, max(10, (width - GAPS) * 2 // 3))
+    bar = min(BAR, width - GAPS - label)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(justify="right", width=6)
+    table.add_column(width=label, no_wrap=True, overflow="ellipsis")
+    if bar >= 4:
+        table.add_column(width=bar)
+    for number, (name, share) in enumerate(zip(prediction.labels, prediction.probabilities, strict=True)):
+        style = "bold" if number == 0 else ""
+        table.add_row(f"{share:.1%}", name, *([_gauge(share, bar)] if bar >= 4 else []), style=style)
+    return table
+
+
+def _gauge(share: float, width: int) -> "ProgressBar":
+    from rich.progress_bar import ProgressBar
+
+    # bright_black is a grey on dark and on light terminals; rich's own is dark on both.
+    return ProgressBar(
+        total=1,
+        completed=share,
+        width=width,
+        style="bright_black",
+        complete_style="green",
+        finished_style="green",
+    )

@@ -1,0 +1,41 @@
+"""`vertebra convert`: an author's checkpoint becomes one safe file that needs nothing beside it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .npz, .safetensors, in the authors' layout.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The architecture it is for, with or without a tag.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; ends in .safetensors.")],
+) -> None:
+    """Convert a checkpoint to safetensors: adapted, checked by running it, with its whole record inside.
+
+    For example:
+
+    `vertebra convert dla34-ba72cf86.pth --model dla34.in1k --out dla34.safetensors`
+
+    `vertebra classify photo.jpg --model dla34.safetensors`
+    """
+    from vertebra.hub.convert import convert as run
+
+    done = run(checkpoint, model, out)
+    if done.wrapper:
+        typer.echo(f"unwrapped  {done.wrapper}")
+    if done.report.renamed:
+        typer.echo(f"renamed    {len(done.report.renamed)} keys: {_some(done.report.renamed)}")
+    for reason, count in Counter(done.report.dropped.values()).items():
+        keys = [key for key, why in done.report.dropped.items() if why == reason]
+        typer.echo(f"dropped    {count} keys: {_some(keys)}: {reason}")
+    for key in done.report.resized:
+        typer.echo(f"resized    {key}")
+    typer.echo(f"verified   the written file holds the same tensors and answers alike; source sha256 {done.source_sha256[:16]}")
+    typer.echo(f"wrote      {done.out}: {done.architecture}, {done.num_classes} classes, {done.parameters:,} parameters")
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

@@ -1,0 +1,73 @@
+"""How the command ends: every error as one line on stderr and an exit status."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from vertebra.cli.text import complain
+from vertebra.spec import UnknownNameError, VertebraError
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class OneLineErrors(TyperGroup):
+    """Typer's own error boxes span several lines and hide which line is for the user."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run the command and exit; `--debug` is found wherever it stands."""
+        given = list(sys.argv[1:] if args is None else args)
+        options = given[: given.index("--")] if "--" in given else given
+        debug = "--debug" in options
+        rest = [a for a in options if a != "--debug"] + given[len(options) :]
+        try:
+            status = super().main(rest, prog_name, complete_var, False, windows_expand_args, **extra)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _close_stdout()
+            status = FAILED
+        except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED
+        except typer.TyperException as error:
+            status = error.exit_code
+            if message := error.format_message().rstrip("."):
+                complain(f"{message}{_see_help(error)}")
+        except (VertebraError, OSError, RuntimeError, MemoryError) as error:
+            if debug:
+                raise
+            status = USAGE if isinstance(error, UnknownNameError) else FAILED
+            complain(_message(error))
+        if status == INTERRUPTED:
+            complain("interrupted")
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _see_help(error: typer.TyperException) -> str:
+    context: Any = getattr(error, "ctx", None)
+    where = f"`{context.command_path if context else 'vertebra'} --help`"
+    return f" See {where}." if error.format_message().endswith("?") else f"; see {where}"
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, VertebraError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    reason = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {reason}; --debug shows where"
+
+
+def _close_stdout() -> None:
+    """The reader has gone (`| head`): what Python flushes on its way out must not complain of it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,1 @@
+"""One loop each: what is done with a model, the same from Python, the shell and elsewhere."""

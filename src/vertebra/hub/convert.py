@@ -1,0 +1,74 @@
+"""A foreign checkpoint -> one safetensors file of ours that carries its whole record, checked by running it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vertebra.hub.factory import load_model
+from vertebra.hub.fit import LoadReport
+from vertebra.hub.save import save_model
+from vertebra.hub.state import read_file
+from vertebra.models.backbone import Backbone
+from vertebra.spec import WeightsError
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What became of a checkpoint."""
+
+    out: Path
+    architecture: str
+    num_classes: int
+    parameters: int
+    wrapper: str
+    """Keys of the training script's file around the state dict, `''` where there were none."""
+    report: LoadReport
+    source_sha256: str
+
+
+def convert(checkpoint: str | Path, model_name: str, out: str | Path) -> Conversion:
+    """Write `checkpoint` as `out` (.safetensors), adapted to `model_name`.
+
+    Differences that the family does not declare raise `WeightsError`, by name. The written file is loaded afresh and
+    must hold the same tensors and answer as the model it was written from; else nothing is left at `out`.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    _, metadata = read_file(checkpoint)
+    model = load_model(model_name, weights=checkpoint).eval()
+    digest = _sha256(checkpoint)
+    source = {"file": checkpoint.name, "sha256": digest}
+    temporary = out.with_name(f".{out.stem}.unverified.safetensors")
+    try:
+        save_model(model, temporary, extra={"converted_from": source})
+        _verify(model, temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    arch = str(model.pretrained_cfg["architecture"])
+    count = sum(p.numel() for p in model.parameters())
+    wrapper = metadata.get("wrapper", "")
+    return Conversion(out, arch, model.num_classes, count, wrapper, model.load_report, digest)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(model: Backbone, written: Path) -> None:
+    again = load_model(written).eval()
+    size = model.pretrained_cfg["input_size"][-2:]
+    image = torch.randn(1, model.in_chans, *size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before, after = model(image), again(image)
+    ours, theirs = model.state_dict(), again.state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    # Not bit for bit: matrix products round differently where a file's mapping is aligned differently in memory.
+    if not same or not torch.allclose(before, after, rtol=1e-4, atol=1e-5 * float(before.abs().max())):
+        raise WeightsError(f"{written} does not answer as what it was written from; nothing was kept")
+    if not bool(torch.isfinite(before).all()):
+        raise WeightsError(
+            "the converted model answers with NaN or infinity; is the checkpoint whole? nothing was kept"
+        )

@@ -1,0 +1,34 @@
+"""Convolution, batch normalisation, activation: the unit that most CNNs repeat."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vertebra.layers.activation import ActType
+from vertebra.layers.fused import conv_bn_act
+
+
+class ConvNormAct(nn.Module):
+    """`act(bn(conv(x)))`; the map keeps its size but for the stride."""
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        act: ActType = "",
+    ) -> None:
+        super().__init__()
+        pad = dilation * (kernel - 1) // 2
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, pad, dilation, groups, bias=False)
+        self.bn = nn.BatchNorm2d(cout)
+        self.act: ActType = act
+
+    def forward(self, x: Float[Tensor, "b cin h w"]) -> Float[Tensor, "b cout ho wo"]:
+        return conv_bn_act(x, self.conv, self.bn, self.act)
+
+    def extra_repr(self) -> str:
+        return f"act={self.act!r}"

@@ -1,0 +1,426 @@
+"""Every promise of a model, kept by every model: no architecture is left out, and a limitation is an error that says so.
+
+Where only shapes are at stake the models stay on `meta`. Where values are, they are small (tests/zoo.py).
+"""
+
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm.optim
+import torch
+from torch import Tensor, nn
+
+import vertebra
+from tests.zoo import ARCHS, is_transformer, random_state, relative, small_model, small_options, small_size
+from vertebra.hub.registry import REGISTRY
+from vertebra.layers.drop_path import DropPath
+from vertebra.models import backbone as backbone_module
+from vertebra.models.deit import DistilledConfig
+
+MAP_POOLS = {"": 1, "avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2}
+TOKEN_POOLS = ("", "token", "avg", "max", "avgmax", "map")
+
+
+def is_distilled(arch: str) -> bool:
+    return isinstance(REGISTRY.variant(arch).config, DistilledConfig)
+
+
+def image(arch: str, batch: int = 2, *, chans: int = 3, device: str = "cpu", dtype: Any = None) -> Tensor:
+    return torch.randn(batch, chans, *small_size(arch), device=device, dtype=dtype)
+
+
+def on_meta(arch: str, **options: Any) -> Any:
+    return small_model(arch, device="meta", **options)
+
+
+def shapes(maps: list[Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(m.shape) for m in maps]
+
+
+def promised(arch: str, stages: list[dict[str, Any]], batch: int = 2) -> list[tuple[int, ...]]:
+    """The shapes that `feature_info` announces for `image(arch)`."""
+    height, width = small_size(arch)
+    return [(batch, s["num_chs"], height // s["reduction"], width // s["reduction"]) for s in stages]
+
+
+class Subject:
+    """A filled model in eval mode that no test changes (`own()` is a copy to change), and what it answers."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+        self.model = small_model(arch, num_classes=10).eval()
+        self.model.load_state_dict(random_state(self.model.state_dict()))
+        self.x = image(arch)
+        with torch.no_grad():
+            self.features, self.maps = self.model.forward_intermediates(self.x)
+            self.logits = self.model.forward_head(self.features)
+
+    def own(self) -> Any:
+        return copy.deepcopy(self.model)
+
+
+@pytest.fixture(scope="module", params=ARCHS)
+def arch(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def subject(arch: str) -> Subject:
+    torch.manual_seed(0)
+    return Subject(arch)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
+    model.zero_grad()
+    model(x).square().mean().backward()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_every_parameter_gets_a_gradient_and_checkpointing_gives_the_same(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = subject.own().train()
+    plain = gradients(model, subject.x)
+    missing = [name for name, g in plain.items() if g is None or not g.isfinite().all() or not g.any()]
+    assert not missing
+    calls = list[Any]()
+    original: Callable[..., Any] = backbone_module.checkpoint
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args[0])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(backbone_module, "checkpoint", counted)
+    model.set_grad_checkpointing()
+    recomputed = gradients(model, subject.x)
+    assert calls, "nothing was checkpointed"
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+    model.set_grad_checkpointing(False)
+    calls.clear()
+    model(subject.x)
+    assert not calls
+
+
+def test_stochastic_depth_and_dropout_act_in_training_only(subject: Subject) -> None:
+    model = small_model(subject.arch, num_classes=10, drop_path_rate=0.4, drop_rate=0.3)
+    model.load_state_dict(subject.model.state_dict())
+    rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.4)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(subject.x), subject.logits)
+        model.train()
+        assert not torch.equal(model(subject.x), model(subject.x))
+
+
+def test_answers_are_the_same_with_and_without_gradients(subject: Subject) -> None:
+    assert subject.model(subject.x).requires_grad
+    assert relative(subject.model(subject.x), subject.logits) < 1e-5
+
+
+def test_answers_follow_the_weights(subject: Subject) -> None:
+    model, other = subject.own(), random_state(subject.model.state_dict(), seed=8)
+    fresh = small_model(subject.arch, num_classes=10).eval()
+    fresh.load_state_dict(other)
+    with torch.no_grad():
+        assert torch.equal(model(subject.x), subject.logits)
+        model.load_state_dict(other)
+        assert torch.equal(model(subject.x), fresh(subject.x))
+        assert not torch.equal(model(subject.x), subject.logits)
+
+
+def test_parameters_sort_into_depth_groups(subject: Subject) -> None:
+    """timm's own optimiser factory is the client: layer-wise learning rates and weight decay as for its own model."""
+    with torch.device("meta"):
+        theirs = timm.create_model(subject.arch, num_classes=10, **small_options(subject.arch))
+
+    def groups(model: nn.Module) -> list[Any]:
+        made = timm.optim.create_optimizer_v2(model, "adamw", lr=1.0, weight_decay=0.05, layer_decay=0.7)
+        names = {id(p): name for name, p in model.named_parameters()}
+        return [
+            (g["lr_scale"], g["weight_decay"], sorted(names[id(p)] for p in g["params"])) for g in made.param_groups
+        ]
+
+    assert groups(subject.model) == groups(theirs)
+
+
+def test_group_patterns_cover_every_parameter(subject: Subject) -> None:
+    heads = tuple(f"{name}." for name in subject.model.config.classifiers)
+    for coarse in (False, True):
+        patterns = list[str]()
+        for rule in subject.model.group_matcher(coarse).values():
+            patterns += [rule] if isinstance(rule, str) else [pattern for pattern, _ in rule]
+        names = [name for name, _ in subject.model.named_parameters() if not name.startswith(heads)]
+        assert not [name for name in names if not any(re.match(p, name) for p in patterns)]
+
+
+def test_weight_decay_spares_parameters_that_exist(subject: Subject) -> None:
+    assert subject.model.no_weight_decay() <= {name for name, _ in subject.model.named_parameters()}
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def classifiers(model: Any) -> tuple[nn.Module, ...]:
+    found = model.get_classifier()
+    return found if isinstance(found, tuple) else (found,)
+
+
+@torch.no_grad()
+def test_forward_is_features_then_head(subject: Subject) -> None:
+    model = subject.model
+    assert torch.equal(model(subject.x), subject.logits)
+    assert subject.logits.shape == (2, 10)
+    embedding = model.forward_head(subject.features, pre_logits=True)
+    assert embedding.shape == (2, model.head_hidden_size)
+    assert [tuple(p.shape)[:2] for c in classifiers(model) for p in list(c.parameters())[:1]] == [
+        (10, model.num_features)
+    ] * len(classifiers(model))
+
+
+@torch.no_grad()
+def test_no_classes_gives_the_embedding(subject: Subject) -> None:
+    embedding = subject.model.forward_head(subject.features, pre_logits=True)
+    model = subject.own()
+    model.reset_classifier(0)
+    assert model.num_classes == 0
+    assert all(isinstance(c, nn.Identity) for c in classifiers(model))
+    answer = model(subject.x)
+    assert answer.shape == (2, model.num_features)
+    assert torch.equal(answer, embedding)
+    built = on_meta(subject.arch, num_classes=0)
+    assert list(built.state_dict()) == list(model.state_dict())
+
+
+@torch.no_grad()
+def test_reset_classifier_gives_a_fresh_one(subject: Subject) -> None:
+    model = subject.own()
+    model.reset_classifier(7)
+    assert model.num_classes == 7
+    answer = model.forward_head(subject.features)
+    assert answer.shape == (2, 7)
+    assert answer.isfinite().all()
+    assert list(model.state_dict()) == list(subject.model.state_dict())
+    trunk = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(model.config.classifiers))}
+    assert all(torch.equal(value, subject.model.state_dict()[key]) for key, value in trunk.items())
+
+
+@pytest.mark.parametrize("pool", sorted({*MAP_POOLS, *TOKEN_POOLS}))
+def test_global_pools(arch: str, pool: str) -> None:
+    """Created with, and changed to: both answer alike, or both refuse and say what is possible."""
+    possible = TOKEN_POOLS if is_transformer(arch) else tuple(MAP_POOLS)
+    possible = ("token",) if is_distilled(arch) else possible
+    model = on_meta(arch, num_classes=10)
+    if pool not in possible:
+        for act in (lambda: on_meta(arch, global_pool=pool), lambda: model.reset_classifier(10, pool)):
+            with pytest.raises(vertebra.VertebraError, match="global_pool"):
+                act()
+        return
+    x = image(arch, device="meta")
+    created = on_meta(arch, num_classes=10, global_pool=pool)
+    model.reset_classifier(10, pool)
+    assert {k: v.shape for k, v in created.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    expected: tuple[int, ...] = (2, 10)
+    if pool == "":
+        unpooled = created.forward_features(x).shape
+        expected = (*unpooled[:2], 10) if is_transformer(arch) else (2, 10, *unpooled[2:])
+    assert created(x).shape == model(x).shape == expected
+    width = created.num_features * MAP_POOLS.get(pool, 1)
+    assert created.head_hidden_size == model.head_hidden_size == width
+    if pool:
+        assert created.forward_head(created.forward_features(x), pre_logits=True).shape == (2, width)
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def test_features_only_shapes(arch: str) -> None:
+    """By default and for any choice of stages, in the order asked for; feature_info says what comes."""
+    x, count = image(arch, device="meta"), len(on_meta(arch).feature_info)
+    some = [count - 1, 0] if count < 3 else [count - 1, 0, count // 2]
+    for chosen in (None, [0], [-1], some, [-2, -1], range(count)):
+        options = {} if chosen is None else {"out_indices": chosen}
+        model = on_meta(arch, features_only=True, **options)
+        info = model.feature_info
+        expected = [i % count for i in (info.out_indices if chosen is None else chosen)]
+        if chosen is None:
+            assert len(expected) > 1
+        stages = [info[i] for i in expected]
+        assert shapes(model(x)) == promised(arch, stages)
+        assert info.channels() == [s["num_chs"] for s in stages]
+        assert info.reduction() == [s["reduction"] for s in stages]
+        assert info.module_name() == [s["module"] for s in stages]
+
+
+def test_features_only_is_as_the_reference_implementations(arch: str) -> None:
+    with torch.device("meta"):
+        theirs: Any = timm.create_model(arch, features_only=True, **small_options(arch))
+    ours, x = on_meta(arch, features_only=True), image(arch, device="meta")
+    assert shapes(ours(x)) == shapes(theirs(x))
+    for question in ("channels", "reduction", "module_name"):
+        assert list(getattr(ours.feature_info, question)()) == list(getattr(theirs.feature_info, question)())
+        last = len(ours.feature_info.channels()) - 1
+        del last
+
+
+def test_features_only_refuses_stages_that_do_not_exist(arch: str) -> None:
+    with pytest.raises(vertebra.VertebraError, match="stage 99"):
+        on_meta(arch, features_only=True, out_indices=[99])
+    with pytest.raises(vertebra.VertebraError, match="features_only"):
+        on_meta(arch, out_indices=[0])
+
+
+@torch.no_grad()
+def test_features_only_values_are_the_intermediates(subject: Subject) -> None:
+    model = small_model(subject.arch, features_only=True, out_indices=[-1, 0]).eval()
+    state = {k: v for k, v in subject.model.state_dict().items() if not k.startswith(subject.model.config.classifiers)}
+    keys = {k.removeprefix("model.") for k in model.state_dict()}
+    prefix = "model." if is_transformer(subject.arch) else ""
+    assert keys <= set(state)
+    model.load_state_dict({prefix + k: v for k, v in state.items() if k in keys})
+    last, first = model(subject.x)
+    assert relative(last, subject.maps[-1]) < 1e-5
+    assert relative(first, subject.maps[0]) < 1e-5
+
+
+def test_feature_info_is_true(subject: Subject) -> None:
+    assert shapes(subject.maps) == promised(subject.arch, subject.model.feature_info)
+    for stage in subject.model.feature_info:
+        assert isinstance(subject.model.get_submodule(stage["module"]), nn.Module)
+
+
+@torch.no_grad()
+def test_intermediates_in_every_form(subject: Subject) -> None:
+    model, x, maps = subject.model, subject.x, subject.maps
+    count = len(maps)
+    two = model.forward_intermediates(x, indices=2, intermediates_only=True)
+    assert shapes(two) == shapes(maps[-2:])
+    assert all(torch.equal(a, b) for a, b in zip(two, maps[-2:], strict=True))
+    features, flat = model.forward_intermediates(x, indices=[0, -1], output_fmt="NLC")
+    assert torch.equal(features, subject.features)
+    assert torch.equal(flat[0], maps[0].flatten(2).transpose(1, 2))
+    assert torch.equal(flat[1], maps[-1].flatten(2).transpose(1, 2))
+    early = model.forward_intermediates(x, indices=[1, 0], stop_early=True, intermediates_only=True)
+    assert torch.equal(early[0], maps[1])
+    assert torch.equal(early[1], maps[0])
+    with pytest.raises(vertebra.VertebraError, match=rf"stage {count} does not exist"):
+        model.forward_intermediates(x, indices=[count])
+    with pytest.raises(vertebra.VertebraError, match="output_fmt"):
+        model.forward_intermediates(x, output_fmt="NHWC")
+
+
+@torch.no_grad()
+def test_intermediates_normalised_and_with_prefix_tokens(subject: Subject) -> None:
+    model, x = subject.model, subject.x
+    answer = model.forward_intermediates(
+        x, indices=[-1], norm=True, return_prefix_tokens=True, intermediates_only=True, output_fmt="NLC"
+    )
+    if not is_transformer(subject.arch):
+        last = subject.maps[-1].flatten(2).transpose(1, 2)
+        assert torch.equal(answer[0], model.normalize(subject.maps[-1]).flatten(2).transpose(1, 2))
+        assert answer[0].shape == last.shape
+        return
+    patches, prefix = answer[0]
+    assert prefix.shape == (2, 2 if is_distilled(subject.arch) else 1, model.embed_dim)
+    assert torch.equal(torch.cat((prefix, patches), 1), subject.features)
+
+
+@torch.no_grad()
+def test_pruning_keeps_what_was_asked_for(subject: Subject) -> None:
+    model = subject.own()
+    keep = len(subject.maps) // 2
+    assert model.prune_intermediate_layers([0, keep]) == [0, keep]
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in subject.model.parameters())
+    maps = model.forward_intermediates(subject.x, indices=[0, keep], intermediates_only=True)
+    assert torch.equal(maps[0], subject.maps[0])
+    assert torch.equal(maps[1], subject.maps[keep])
+    assert model.num_classes == 0
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chans", [1, 4])
+def test_input_channels(arch: str, chans: int) -> None:
+    model = on_meta(arch, in_chans=chans)
+    assert model(image(arch, chans=chans, device="meta")).shape == (2, 1000)
+    assert model.get_submodule(model.config.first_conv).weight.shape[1] == chans
+
+
+def test_device_and_dtype(arch: str) -> None:
+    model = on_meta(arch, dtype=torch.bfloat16)
+    kinds = {t.dtype for t in model.state_dict().values() if t.is_floating_point()}
+    assert kinds == {torch.bfloat16}
+    assert model(image(arch, device="meta", dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_bf16_answers_are_close(subject: Subject) -> None:
+    model = subject.own().bfloat16()
+    answer = model(subject.x.bfloat16())
+    assert answer.dtype == torch.bfloat16
+    assert relative(answer.float(), subject.logits) < 0.15
+
+
+@torch.no_grad()
+def test_channels_last_answers_the_same(subject: Subject) -> None:
+    model = subject.own().to(memory_format=torch.channels_last)
+    assert relative(model(subject.x.to(memory_format=torch.channels_last)), subject.logits) < 1e-5
+
+
+@pytest.mark.parametrize("option", [{"num_clases": 3}, {"drop_path": 0.1}, {"no_such_thing": (None and 0) or 1}])
+def test_unknown_options_are_refused(arch: str, option: dict[str, Any]) -> None:
+    name = next(iter(option))
+    with pytest.raises(vertebra.UnknownNameError, match=f"unknown option '{name}'"):
+        vertebra.create_model(arch, device="meta", **option)
+
+
+# --- leaving this process ---------------------------------------------------------------------------------------------
+
+
+def test_safetensors_round_trip(subject: Subject, tmp_path: Path) -> None:
+    path = vertebra.save_model(subject.model, tmp_path / "whatever.safetensors")
+    model = vertebra.load_model(path).eval()
+    before, after = subject.model.state_dict(), model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[k], after[k]) and before[k].dtype == after[k].dtype for k in before)
+    assert type(model) is type(subject.model)
+    assert model.config == subject.model.config
+    with torch.no_grad():
+        assert torch.equal(model(subject.x), subject.logits)
+
+
+@torch.no_grad()
+def test_copies(subject: Subject) -> None:
+    copied = subject.own()
+    assert torch.equal(copied(subject.x), subject.logits)
+    for parameter in copied.parameters():
+        parameter.zero_()
+    assert torch.equal(subject.model(subject.x), subject.logits)
+
+
+def test_pickles(arch: str) -> None:
+    model = on_meta(arch)
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 - our own bytes
+    assert type(again) is type(model)
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert again.pretrained_cfg == model.pretrained_cfg
+    assert again.config == model.config
+
+
+@torch.no_grad()
+def test_exports_with_a_dynamic_batch(subject: Subject) -> None:
+    program = torch.export.export(
+        subject.model, (subject.x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1, max=64)}}
+    )
+    three = torch.randn(3, *subject.x.shape[1:])
+    assert relative(program.module()(three), subject.model(three)) < 1e-5
