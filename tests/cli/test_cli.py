@@ -351,7 +351,10 @@ def test_help_and_version_need_no_torch() -> None:
     assert done.stdout.endswith(f"vertebra {vertebra.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [(), ("classify",), ("models",), ("info",)])
+COMMANDS = [(command.callback.__name__,) for command in app.registered_commands if command.callback]
+
+
+@pytest.mark.parametrize("command", [(), *COMMANDS])
 def test_every_help_shows_an_example(command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0

@@ -56,11 +56,14 @@ def test_the_collection_lists_all_of_dla(collection: dict[str, dict[str, str]]) 
 @pytest.mark.parametrize("arch", REGISTRY.archs)
 def test_costs_equal_the_table(arch: str, table: dict[str, dict[str, str]], costs: dict[str, Cost]) -> None:
     row, cost = table[arch], cost_of(arch, costs)
+    assert cost.params == int(row["params"])
+    if REGISTRY.family(arch).name == "vit":  # of these the table states parameters and stages only
+        assert row["gmacs@size"] == row["macts@size"] == ""
+        return
     gmacs, size = row["gmacs@size"].split("@")
     macts, same_size = row["macts@size"].split("@")
     assert size == same_size
     assert cost.input_size == (3, int(size), int(size))
-    assert cost.params == int(row["params"])
     assert rounded(gmacs, cost.macs, 1e9)
     assert rounded(macts, cost.activations, 1e6)
 

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 
-
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .npz, .safetensors, in the authors' layout.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The architecture it is for, with or without a tag.")],
@@ -33,8 +32,12 @@ def convert(
         typer.echo(f"dropped    {count} keys: {_some(keys)}: {reason}")
     for key in done.report.resized:
         typer.echo(f"resized    {key}")
-    typer.echo(f"verified   the written file holds the same tensors and answers alike; source sha256 {done.source_sha256[:16]}")
-    typer.echo(f"wrote      {done.out}: {done.architecture}, {done.num_classes} classes, {done.parameters:,} parameters")
+    typer.echo(
+        f"verified   the written file holds the same tensors and answers alike; source sha256 {done.source_sha256[:16]}"
+    )
+    typer.echo(
+        f"wrote      {done.out}: {done.architecture}, {done.num_classes} classes, {done.parameters:,} parameters"
+    )
 
 
 def _some(keys: list[str]) -> str:

@@ -90,7 +90,7 @@ def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, *within: nn.M
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and type(conv) is nn.Conv2d
-        and (bn is None or _frozen(bn))
+        and (bn is None or frozen(bn))
         and type(weight) is nn.Parameter
         and weight.dtype == x.dtype
         and weight.device.type == "cpu"
@@ -102,7 +102,7 @@ def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, *within: nn.M
     )
 
 
-def _frozen(bn: nn.BatchNorm2d) -> bool:
+def frozen(bn: nn.BatchNorm2d) -> bool:
     """Whether the normalisation is one scale and one shift a channel now."""
     return type(bn) is nn.BatchNorm2d and not bn.training and bn.running_mean is not None
 

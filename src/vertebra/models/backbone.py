@@ -1,6 +1,6 @@
 """What every model promises, written once.
 
-A family says how an image enters (`embed`), which callables follow each other (`stages`), what map a stage's state
+A family says how an image enters (`embed`), which callables follow each other (`steps`), what map a stage's state
 shows (`as_map`), what ends the trunk (`finish`) and how the head answers (`forward_head`). All else is here.
 
 b batch, c channels, h w height and width in pixels, n tokens, d embedding, k classes.
@@ -91,7 +91,7 @@ class Backbone(nn.Module, ABC):
         """(b, c, h, w) image -> the first stage's input."""
 
     @abstractmethod
-    def stages(self) -> list[Stage]:
+    def steps(self) -> list[Stage]:
         """The callables that follow each other; stage i's output is feature i."""
 
     def as_map(self, state: Any, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
@@ -155,7 +155,7 @@ class Backbone(nn.Module, ABC):
 
     def _trunk(self, x: Tensor) -> Tensor:
         state = self.embed(x)
-        for stage in self.stages():
+        for stage in self.steps():
             state = self._run(stage, state)
         return self.finish(state)
 
@@ -169,7 +169,7 @@ class Backbone(nn.Module, ABC):
         return stage(state)
 
     def _walk(self, x: Tensor, wanted: Sequence[int], *, norm: bool, stop_early: bool) -> Intermediates:
-        stages = self.stages()
+        stages = self.steps()
         if stop_early:
             stages = stages[: max(wanted, default=-1) + 1]
         size = (x.shape[-2], x.shape[-1])

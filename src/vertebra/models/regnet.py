@@ -125,7 +125,7 @@ class RegNet(Backbone):
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x
 
-    def stages(self) -> list[Stage]:
+    def steps(self) -> list[Stage]:
         return [self.get_submodule(stage["module"]) for stage in self.feature_info]
 
     def drop_stages(self, keep: int) -> None:

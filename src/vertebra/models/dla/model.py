@@ -201,13 +201,13 @@ class Dla(Backbone):
             FeatureStage(num_chs=c, reduction=min(2**i, config.output_stride), module=f"level{i}")
             for i, c in enumerate(widths)
         ]
-        self.num_features = self.head_hidden_size = widths[-1]
+        self.num_features = widths[-1]
         self.reset_classifier(config.num_classes, config.global_pool)
 
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
         return self.base_layer(x)
 
-    def stages(self) -> list[Stage]:
+    def steps(self) -> list[Stage]:
         return [self.get_submodule(f"level{i}") for i in range(len(self.feature_info))]
 
     def drop_stages(self, keep: int) -> None:
@@ -226,8 +226,8 @@ class Dla(Backbone):
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = GlobalPool(global_pool)
-        width = self.num_features * self.global_pool.feature_multiple
-        self.fc = self.place(nn.Conv2d(width, num_classes, 1)) if num_classes > 0 else nn.Identity()
+        self.head_hidden_size = self.num_features * self.global_pool.feature_multiple
+        self.fc = self.place(nn.Conv2d(self.head_hidden_size, num_classes, 1)) if num_classes > 0 else nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         tree = [(r"^level(\d+)\.tree(\d+)", None), (r"^level(\d+)\.root", (2,)), (r"^level(\d+)", (1,))]

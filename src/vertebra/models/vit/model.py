@@ -130,7 +130,7 @@ class VisionTransformer(Backbone):
         prefix = 0 if self.config.no_embed_class else self.num_prefix_tokens
         return resample_positions(self.pos_embed, grid, prefix=prefix, old_grid=self.patch_embed.grid_size)
 
-    def stages(self) -> list[Stage]:
+    def steps(self) -> list[Stage]:
         return list(self.blocks)
 
     def as_map(self, state: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

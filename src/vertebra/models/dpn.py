@@ -1,0 +1,322 @@
+"""Dual Path Networks (Chen et al., NIPS 2017, arXiv:1707.01629).
+
+A stage's map has two parts: the first channels are a residual path, to which every block adds; the others are a dense
+path, to which every block appends. Parameter names are those of the published checkpoints.
+b batch, c channels, h w height and width in pixels, k classes.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.fx
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, dropout
+
+from vertebra.layers.activation import ActType
+from vertebra.layers.dilation import dilate
+from vertebra.layers.drop_path import drop_path, linear_rates
+from vertebra.layers.fused import conv_bn_act, frozen, fusable
+from vertebra.layers.pool import GlobalPool
+from vertebra.layers.preactivation import BnAct, BnActConv, bn_relu_of_view
+from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
+from vertebra.spec import Accuracy, Family, ModelConfig, Preprocess, Variant, VertebraError, Weights
+
+BN_EPS = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DpnConfig(ModelConfig):
+    """The defaults are DPN-92. Widths double from stage to stage."""
+
+    depths: tuple[int, ...] = (3, 4, 20, 3)
+    """Blocks of conv2 to conv5."""
+    growth: tuple[int, ...] = (16, 32, 24, 128)
+    """Channels that each block of a stage appends to the dense path (the paper's "+k")."""
+    residual_width: int = 256
+    """Channels of the residual path in conv2."""
+    mid_width: int = 96
+    """Channels of the grouped 3x3 convolution in conv2."""
+    groups: int = 32
+    stem_width: int = 64
+    stem_kernel: int = 7
+    split_last: bool = False
+    """Each path has a last 1x1 convolution of its own, instead of sharing one ("b" variants)."""
+    outer_act: ActType = "relu"
+    """The activation of the stem and behind the last stage."""
+    output_stride: int = 32
+    """8 or 16: the last stages trade their stride for dilation."""
+    test_pool: bool = False
+    """Classify every window of the training size's map, and answer with 0.5 * (mean + maximum) of their logits.
+    In evaluation only, where images are larger than in training (the authors' "mean-max pooling")."""
+
+    first_conv: ClassVar[str] = "features.conv1_1.conv"
+    classifier: ClassVar[str] = "classifier"
+    default_out_indices: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4)
+
+
+class Stem(nn.Module):
+    """The convolution that sees the image; stride 2."""
+
+    def __init__(self, config: DpnConfig) -> None:
+        super().__init__()
+        kernel, width = config.stem_kernel, config.stem_width
+        self.conv = nn.Conv2d(config.in_chans, width, kernel, 2, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(width, eps=BN_EPS)
+        self.act: ActType = config.outer_act
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d ho wo"]:
+        return conv_bn_act(x, self.conv, self.bn, self.act)
+
+
+class DualPathBlock(nn.Module):
+    """1x1, grouped 3x3, 1x1, all with normalisation and ReLU before them (paper, eq. 5 to 9).
+
+    `widen`, in a stage's first block, is the stride of a 1x1 convolution that makes both paths from the stage before.
+    """
+
+    def __init__(
+        self, config: DpnConfig, stage: int, cin: int, drop: float, *, widen: int = 0, stride: int = 1, dilation: int
+    ) -> None:
+        super().__init__()
+        self.residual, self.growth = config.residual_width << stage, config.growth[stage]
+        mid = config.mid_width << stage
+        preact = partial(BnActConv, eps=BN_EPS)
+        # The published name tells the stride that the weights were trained with, not the one that dilation leaves.
+        self.widen = f"c1x1_w_s{widen}" if widen else ""
+        if widen:
+            self.add_module(self.widen, preact(cin, self.residual + 2 * self.growth, stride=stride))
+        self.c1x1_a = preact(cin, mid)
+        self.c3x3_b = preact(mid, mid, 3, stride=stride, dilation=dilation, groups=config.groups)
+        self.split_last = config.split_last
+        if config.split_last:
+            self.c1x1_c: BnAct | BnActConv = BnAct(mid, eps=BN_EPS)
+            self.c1x1_c1 = nn.Conv2d(mid, self.residual, 1, bias=False)
+            self.c1x1_c2 = nn.Conv2d(mid, self.growth, 1, bias=False)
+        else:
+            self.c1x1_c = preact(mid, self.residual + self.growth)
+        self.drop_path = drop_path(drop)
+
+    def forward(self, x: Float[Tensor, "b cin h w"]) -> Float[Tensor, "b cout ho wo"]:
+        h = self.c1x1_c(self.c3x3_b(self.c1x1_a(x)))
+        if self.split_last:
+            added, appended = self.c1x1_c1(h), self.c1x1_c2(h)
+        else:
+            added, appended = h[:, : self.residual], h[:, self.residual :]
+        both = self.get_submodule(self.widen)(x) if self.widen else x
+        kept, dense = both[:, : self.residual], both[:, self.residual :]
+        return torch.cat((kept + self.drop_path(added), dense, appended), 1)
+
+    def can_grow(self, x: Tensor) -> bool:
+        """Whether `grow` may stand for `forward`: nobody wants gradients, nor to see the steps between."""
+        first = [self.c1x1_a]
+        if self.widen:
+            first.append(cast("BnActConv", self.get_submodule(self.widen)))
+        norms = [module.bn for module in first]
+        watched = (self, *first, *norms, self.c3x3_b, self.c1x1_c)
+        return all(frozen(bn) for bn in norms) and fusable(x, self.c1x1_a.conv, self.c3x3_b.bn, *watched)
+
+    def grow(self, x: Float[Tensor, "b cin h w"], room: Float[Tensor, "b d ho wo"]) -> Float[Tensor, "b cout ho wo"]:
+        """`forward` written into `room`, a map as wide as the stage's last; `x` lies there already but at its first.
+
+        Returns the channels of `room` that are filled now. What earlier blocks appended is never copied again.
+        """
+        h = conv_bn_act(bn_relu_of_view(x, self.c1x1_a.bn), self.c1x1_a.conv, self.c3x3_b.bn, "relu")
+        h = conv_bn_act(h, self.c3x3_b.conv, self.c1x1_c.bn, "relu")
+        if isinstance(self.c1x1_c, BnAct):
+            added, appended = conv_bn_act(h, self.c1x1_c1, None), conv_bn_act(h, self.c1x1_c2, None)
+        else:
+            h = conv_bn_act(h, self.c1x1_c.conv, None)
+            added, appended = h[:, : self.residual], h[:, self.residual :]
+        filled = x.shape[1]
+        if self.widen:
+            widen = cast("BnActConv", self.get_submodule(self.widen))
+            both = conv_bn_act(bn_relu_of_view(x, widen.bn), widen.conv, None)
+            filled = both.shape[1]
+            room[:, :filled] = both
+        room[:, : self.residual] += added
+        room[:, filled : filled + self.growth] = appended
+        return room[:, : filled + self.growth]
+
+
+@torch.fx.wrap  # one opaque node where torch.fx traces the model; the sizes are proxies there
+def window_means(x: Float[Tensor, "b c h w"], side: int) -> Float[Tensor, "b c ho wo"]:
+    """Mean of every window of `side` by `side` pixels; a smaller map is one window."""
+    return avg_pool2d(x, (min(side, x.shape[-2]), min(side, x.shape[-1])), stride=1)
+
+
+class Dpn(Backbone):
+    """Stages are the stem and conv2 to conv5, at strides 2 to 32."""
+
+    config: DpnConfig
+
+    def __init__(self, config: DpnConfig) -> None:
+        super().__init__(config)
+        plan = dilate((2, 2, 2, 2, 2), config.output_stride)
+        rates = iter(linear_rates(config.drop_path_rate, sum(config.depths)))
+        # The first block of conv2 has no stride: the pooling before it has.
+        layers = OrderedDict[str, nn.Module](conv1_1=Stem(config), conv1_pool=nn.MaxPool2d(3, 2, padding=1))
+        self.feature_info = [FeatureStage(num_chs=config.stem_width, reduction=2, module="features.conv1_1")]
+        cin, reduction = config.stem_width, 2
+        for stage, depth in enumerate(config.depths):
+            stride, dilation = plan[stage + 1]
+            reduction *= stride
+            blocks = self._blocks(stage, cin, rates, stride if stage else 1, (plan[stage][1], dilation))
+            layers |= blocks
+            cin = (config.residual_width << stage) + (depth + 2) * config.growth[stage]
+            self.feature_info.append(
+                FeatureStage(num_chs=cin, reduction=reduction, module=f"features.conv{stage + 2}_{depth}")
+            )
+        layers["conv5_bn_ac"] = BnAct(cin, config.outer_act, eps=BN_EPS)
+        self.features = nn.Sequential(layers)
+        self.num_features = self.head_hidden_size = cin
+        self.reset_classifier(config.num_classes, config.global_pool)
+
+    def _blocks(
+        self, stage: int, cin: int, rates: Iterator[float], stride: int, dilations: tuple[int, int]
+    ) -> dict[str, nn.Module]:
+        """A stage's blocks by name. Its first 3x3 sees the map before the stride, and keeps that map's dilation."""
+        blocks = dict[str, nn.Module]()
+        growth = self.config.growth[stage]
+        for i in range(self.config.depths[stage]):
+            block = partial(DualPathBlock, self.config, stage, cin, next(rates))
+            if i == 0:
+                blocks[f"conv{stage + 2}_1"] = block(widen=2 if stage else 1, stride=stride, dilation=dilations[0])
+                cin = (self.config.residual_width << stage) + 3 * growth
+            else:
+                blocks[f"conv{stage + 2}_{i + 1}"] = block(dilation=dilations[1])
+                cin += growth
+        return blocks
+
+    def _names(self, stage: int) -> list[str]:
+        """The modules of feature `stage`, in order."""
+        if stage == 0:
+            return ["conv1_1"]
+        pool = ["conv1_pool"] if stage == 1 else []
+        return pool + [f"conv{stage + 1}_{i + 1}" for i in range(self.config.depths[stage - 1])]
+
+    def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x
+
+    def steps(self) -> list[Stage]:
+        return [partial(self._stage, stage) for stage in range(len(self.feature_info))]
+
+    def _stage(self, stage: int, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d ho wo"]:
+        modules = [self.features.get_submodule(name) for name in self._names(stage)]
+        while modules and not isinstance(modules[0], DualPathBlock):
+            x = modules.pop(0)(x)
+        blocks = cast("Sequence[DualPathBlock]", modules)
+        if not blocks or not all(block.can_grow(x) for block in blocks):
+            for block in blocks:
+                x = block(x)
+            return x
+        sides = [(side - 1) // blocks[0].c3x3_b.conv.stride[0] + 1 for side in x.shape[2:]]
+        size = (x.shape[0], self.feature_info[stage]["num_chs"], *sides)
+        room = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        for block in blocks:
+            x = block.grow(x, room)
+        return x
+
+    def finish(self, state: Tensor) -> Tensor:
+        return self.features.get_submodule("conv5_bn_ac")(state)
+
+    def drop_norm(self) -> None:
+        self.features.conv5_bn_ac = nn.Identity()
+
+    def drop_stages(self, keep: int) -> None:
+        for stage in range(keep, len(self.feature_info)):
+            for name in self._names(stage):
+                delattr(self.features, name)
+        if keep < len(self.feature_info):
+            self.drop_norm()
+
+    def forward_head(self, x: Float[Tensor, "b c h w"], pre_logits: bool = False) -> Tensor:
+        if self.config.test_pool and self.num_classes > 0 and not (pre_logits or self.training):
+            # 7x7 at stride 32: the last map of the 224 px that all checkpoints were trained at.
+            logits = self.classifier(window_means(x, 7 * 32 // self.config.output_stride))
+            return 0.5 * (logits.mean((2, 3)) + logits.amax((2, 3)))
+        x = dropout(self.global_pool(x), self.drop_rate, self.training)
+        x = x if pre_logits else self.classifier(x)
+        return x.flatten(1) if self.global_pool.pool_type else x
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        if global_pool is not None:
+            if self.config.test_pool and global_pool != "avg":
+                raise VertebraError(
+                    f"test_pool averages windows and was given global_pool {global_pool!r}; use 'avg', or no test_pool"
+                )
+            self.global_pool = GlobalPool(global_pool)
+        self.head_hidden_size = self.num_features * self.global_pool.feature_multiple
+        self.classifier = (
+            self.place(nn.Conv2d(self.head_hidden_size, num_classes, 1)) if num_classes > 0 else nn.Identity()
+        )
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        blocks = r"^features\.conv(\d+)" if coarse else r"^features\.conv(\d+)_(\d+)"
+        return {"stem": r"^features\.conv1", "blocks": [(blocks, None), (r"^features\.conv5_bn_ac", (99999,))]}
+
+    def init_module(self, module: nn.Module, name: str) -> None:
+        reset_if_able(module)
+
+
+_SMALL = DpnConfig(
+    depths=(3, 4, 12, 3), growth=(16, 32, 32, 64), residual_width=64, mid_width=128, stem_width=10, stem_kernel=3
+)
+_92 = DpnConfig()
+_98 = DpnConfig(depths=(3, 6, 20, 3), growth=(16, 32, 32, 128), mid_width=160, groups=40, stem_width=96)
+
+VARIANTS = {
+    "dpn48b": Variant(
+        replace(_SMALL, depths=(3, 4, 6, 3), split_last=True, outer_act="silu"),
+        params=9_126_226,
+        gmacs=1.69,
+        macts=8.92,
+    ),
+    "dpn68": Variant(_SMALL, params=12_611_602, gmacs=2.35, macts=10.47),
+    "dpn68b": Variant(replace(_SMALL, split_last=True), params=12_611_602, gmacs=2.35, macts=10.47),
+    "dpn92": Variant(_92, params=37_668_392, gmacs=6.54, macts=18.21),
+    "dpn98": Variant(_98, params=61_570_728, gmacs=11.73, macts=25.2),
+    "dpn107": Variant(
+        replace(_98, depths=(4, 8, 20, 3), growth=(20, 64, 64, 128), mid_width=200, groups=50, stem_width=128),
+        params=86_917_800,
+        gmacs=18.38,
+        macts=33.46,
+    ),
+    "dpn131": Variant(replace(_98, depths=(4, 8, 28, 3), stem_width=128), params=79_254_504, gmacs=16.09, macts=32.97),
+}
+
+_AUTHORS = Preprocess(mean=(124 / 255, 117 / 255, 104 / 255), std=(1 / (0.0167 * 255),) * 3, pool_size=(7, 7))
+_RA = Preprocess(crop_pct=0.95, test_input_size=(3, 288, 288), test_crop_pct=1.0, pool_size=(7, 7))
+
+
+def _row(name: str | None, preprocess: Preprocess, *accuracy: Accuracy) -> Weights:
+    return Weights(
+        hub=name and f"timm/{name}",
+        license="apache-2.0",
+        preprocess=preprocess,
+        accuracy=accuracy,
+        paper="arXiv:1707.01629",
+        source="https://github.com/cypw/DPNs",
+    )
+
+
+WEIGHTS = {
+    "dpn48b.untrained": _row(None, Preprocess(pool_size=(7, 7))),
+    "dpn68.mx_in1k": _row("dpn68.mx_in1k", _AUTHORS, Accuracy(76.304, 92.994, 224)),
+    "dpn68b.ra_in1k": _row("dpn68b.ra_in1k", _RA, Accuracy(79.342, 94.43, 288), Accuracy(78.546, 93.982, 224)),
+    "dpn68b.mx_in1k": _row("dpn68b.mx_in1k", _AUTHORS, Accuracy(77.494, 93.834, 224)),
+    "dpn92.mx_in1k": _row("dpn92.mx_in1k", _AUTHORS, Accuracy(80.032, 94.876, 224)),
+    "dpn98.mx_in1k": _row("dpn98.mx_in1k", _AUTHORS, Accuracy(79.664, 94.644, 224)),
+    "dpn107.mx_in1k": _row("dpn107.mx_in1k", _AUTHORS, Accuracy(80.166, 94.932, 224)),
+    "dpn131.mx_in1k": _row("dpn131.mx_in1k", _AUTHORS, Accuracy(79.836, 94.708, 224)),
+}
+
+FAMILY = Family(name="dpn", build=Dpn, variants=VARIANTS, weights=WEIGHTS)
