@@ -52,7 +52,7 @@ _HOMES = {
     "vertebra.spec": ("UnknownNameError", "VertebraError", "WeightsError", "WeightsUnavailableError"),
 }
 _OWNER = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("data", "engine", "hub", "layers", "models", "spec")
+_ROOMS = ("compat", "data", "engine", "hub", "layers", "models", "spec")
 
 __all__ = [
     "Prediction",

@@ -41,6 +41,9 @@ def models(
     ] = False,
     sort: Annotated[Sort, typer.Option(help="Order by name, accuracy or cost.")] = Sort.natural,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a model.")] = False,
+    capabilities: Annotated[
+        bool, typer.Option("--capabilities", help="What every model can do, and which cannot, and why.")
+    ] = False,
 ) -> None:
     """List models: parameters, multiply-accumulates, and ImageNet-1k top-1 of the published checkpoint.
 
@@ -52,6 +55,9 @@ def models(
 
     `vertebra models 'dla*' --json`
     """
+    if capabilities:
+        _print_capabilities(as_json)
+        return
     rows = _sorted(_rows(pattern, pretrained), sort)
     if not rows:
         complain(f"no model matches {pattern!r}; `vertebra models` lists all of them")
@@ -61,6 +67,25 @@ def models(
         return
     for row in rows:
         print_json(asdict(row))
+
+
+def _print_capabilities(as_json: bool) -> None:
+    from rich.table import Table
+
+    from vertebra.hub.capabilities import capabilities
+
+    found = capabilities()
+    if as_json:
+        for capability in found:
+            print_json(asdict(capability))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("promise", "kept by", "what it says"):
+        table.add_column(heading, overflow="fold")
+    for c in found:
+        kept = "all" if c.kept == c.total else f"{c.kept} of {c.total}"
+        table.add_row(c.name, kept, "; but: ".join([c.meaning, *c.limits]))
+    put(console(), table)
 
 
 def _rows(pattern: str, pretrained: bool) -> list[Row]:

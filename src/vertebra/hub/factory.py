@@ -56,12 +56,14 @@ def create_model(
     `pretrained_cfg` replaces the checkpoint's record (a tag, or a dict), `pretrained_cfg_overlay` some fields of it:
     `file=` for local weights, `num_classes=`, `mean=` ...
     `options` are the fields of the architecture's config: `num_classes`, `in_chans`, `global_pool`, `drop_rate`,
-    `drop_path_rate`, `img_size` (pixels), `output_stride` ...; None means the default.
+    `drop_path_rate`, `img_size` (pixels), `output_stride` ...; None means the default. `device` None: torch's default
+    one, which `with torch.device(...)` sets.
 
     Raises `UnknownNameError` for a name or option that does not exist, `WeightsUnavailableError` where weights cannot
     be had, `WeightsError` where they do not fit.
     """
     given = {k: v for k, v in options.items() if v is not None}
+    device = torch.get_default_device() if device is None else device
     found = _with_cfg(resolve(model_name, cache_dir=cache_dir), pretrained_cfg, pretrained_cfg_overlay)
     given = {**found.options, **given}
     feature_options = {k: given.pop(k) for k in _FEATURE_OPTIONS if k in given} if features_only else {}
@@ -117,7 +119,9 @@ def pretrained_state(found: Resolved, cache_dir: Path | str | None) -> tuple[Sta
     """The checkpoint that a record names -> (state dict, where it came from)."""
     cfg = found.cfg
     if cfg.state_dict is not None:
-        return unwrap(cfg.state_dict, "pretrained_cfg['state_dict']"), "pretrained_cfg['state_dict']"
+        given = unwrap(cfg.state_dict, "pretrained_cfg['state_dict']")
+        # The model takes tensors as they are, and these stay the caller's.
+        return {key: tensor.clone() for key, tensor in given.items()}, "pretrained_cfg['state_dict']"
     if cfg.file:
         return read_file(cfg.file)[0], cfg.file
     path = _download(cfg, found.revision, cache_dir)
@@ -170,7 +174,7 @@ def build(
         model.to(device=device, dtype=dtype)
     elif state is None:
         model.to(dtype=dtype)
-    record = cfg.to_dict()
+    record = replace(cfg, state_dict=None).to_dict()
     if isinstance(config, VitConfig):
         record["input_size"] = (cfg.input_size[0], *config.image)
     model.pretrained_cfg = model.default_cfg = record

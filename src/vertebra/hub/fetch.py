@@ -5,10 +5,12 @@ Every error is one `WeightsUnavailableError` that says what was tried and how to
 
 import hashlib
 import os
+import shutil
 import socket
-import urllib.error
+import tempfile
 import urllib.request
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -94,23 +96,49 @@ def url_file(url: str, hash_prefix: str | None, *, cache_dir: Path | str | None 
         raise WeightsUnavailableError(f"{path.name} is not in {folder} and HF_HUB_OFFLINE is set; {_ADVICE}")
     if not reachable(url):
         raise WeightsUnavailableError(f"cannot download {url}: no network; {_ADVICE}")
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        # Writes beside the target, checks the hash, then renames: an interrupted download leaves nothing behind.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=False)
-    except RuntimeError as error:
-        raise WeightsError(f"{url} is not the file that was published: {error}; nothing was kept") from error
-    except (urllib.error.URLError, OSError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(url, path, hash_prefix)
+    # HTTPException: a server that breaks off, or speaks no HTTP.
+    except (OSError, HTTPException) as error:
         raise WeightsUnavailableError(f"cannot download {url}: {_first_line(error)}; {_ADVICE}") from error
     return path
+
+
+def _download(url: str, path: Path, hash_prefix: str | None) -> None:
+    """A whole file with the right hash, or none: torch.hub keeps what an interrupted connection left of a file whose
+    name carries no hash.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "vertebra"})
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response, os.fdopen(handle, "wb") as file:
+            shutil.copyfileobj(response, file, 1 << 20)
+            size, announced = file.tell(), response.headers.get("Content-Length")
+        if announced is not None and size != int(announced):
+            raise OSError(f"the connection broke after {size} of {announced} bytes")
+        digest = _sha256(Path(temporary))
+        if hash_prefix is not None and not digest.startswith(hash_prefix):
+            raise WeightsError(
+                f"{url} is not the file that was published: its sha256 is {digest[:12]}..., not {hash_prefix}..."
+                "; nothing was kept"
+            )
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_hash(path: Path, hash_prefix: str | None) -> None:
     """Raise where a file's sha256 does not begin with `hash_prefix`."""
     if hash_prefix is None:
         return
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256(path)
     if not digest.startswith(hash_prefix):
         raise WeightsError(
             f"{path} has sha256 {digest[:12]}..., but its published hash begins with {hash_prefix}; delete it"

@@ -9,9 +9,12 @@ from typing import Any
 from vertebra.hub.factory import create_model
 from vertebra.hub.pretrained import PretrainedCfg, from_row
 from vertebra.hub.registry import REGISTRY
-from vertebra.spec import UnknownNameError
+from vertebra.spec import UnknownNameError, did_you_mean
 
 Patterns = str | Iterable[str]
+
+MODULE_ALIASES = {"vision_transformer": "vit"}
+"""Names that code in this field knows families by -> ours."""
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
@@ -28,6 +31,16 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return any(fnmatchcase(name, p) or fnmatchcase(arch, p) for p in patterns)
 
 
+def _families(modules: Patterns) -> list[str]:
+    known = list_modules()
+    names = [MODULE_ALIASES.get(name, name) for name in _patterns(modules)]
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; allowed: {', '.join(known)}"
+            raise UnknownNameError(f"unknown module {name!r}{hint}")
+    return names
+
+
 def list_models(
     filter: Patterns = "",  # noqa: A002 - the field's name for it
     module: Patterns = "",
@@ -42,7 +55,7 @@ def list_models(
     each checkpoint stands by its own `arch.tag` name.
     """
     tags = pretrained if include_tags is None else include_tags
-    families, wanted, excluded = _patterns(module), _patterns(filter), _patterns(exclude_filters)
+    families, wanted, excluded = _families(module), _patterns(filter), _patterns(exclude_filters)
     names = list[str]()
     for arch in REGISTRY.archs:
         if families and REGISTRY.family(arch).name not in families:

@@ -9,7 +9,7 @@ from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Weights, unk
 Size = tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: others' code reads its __dict__
 class PretrainedCfg:
     """Field names and defaults are the field's convention. `file` and `state_dict` name a local checkpoint."""
 

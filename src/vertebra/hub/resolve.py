@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ def resolve(name: str, *, cache_dir: Path | str | None = None) -> Resolved:
             return registered(model)
         path = hub_file(repo, "config.json", revision=revision or None, cache_dir=cache_dir)
         found = from_config(read_config(path), where=repo)
-        cfg = overlay(found.cfg, {"hf_hub_id": repo, "url": "", "source": "hf-hub"}, where=repo)
+        # What a stranger's config.json says of files elsewhere, on this disk above all, is not followed.
+        here = {"hf_hub_id": repo, "source": "hf-hub", "url": "", "file": None, "state_dict": None}
+        cfg = overlay(found.cfg, here, where=repo)
         return Resolved(found.arch, cfg, revision or None, found.options)
     return registered(name)
 
@@ -55,7 +57,9 @@ def from_folder(folder: Path) -> Resolved:
     if not folder.is_dir():
         raise WeightsError(f"no folder at {folder}")
     found = from_config(read_config(folder / "config.json"), where=str(folder))
-    cfg = overlay(found.cfg, {"file": str(folder_weights(folder)), "source": "local-dir"}, where=str(folder))
+    cfg = overlay(
+        found.cfg, {"file": str(folder_weights(folder)), "source": "local-dir", "state_dict": None}, where=str(folder)
+    )
     return Resolved(found.arch, cfg, None, found.options)
 
 
@@ -73,8 +77,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], *, where: str) -> Resolved:
-    """The field's config.json: `architecture`, `num_classes`, `pretrained_cfg`, `model_args`, `label_names`."""
-    named: Mapping[str, Any] = config.get("pretrained_cfg") or {}
+    """The field's config.json: `architecture`, `num_classes`, `pretrained_cfg`, `model_args`, `label_names`.
+
+    Old ones are flat: the fields of `pretrained_cfg` stand beside `architecture`.
+    """
+    flat = {f.name: config[f.name] for f in fields(PretrainedCfg) if f.name in config}
+    named: Any = config.get("pretrained_cfg", flat) or {}
+    if not isinstance(named, Mapping):
+        raise WeightsError(f"{where}: its config.json's 'pretrained_cfg' is a {type(named).__name__}, not an object")
     arch = config.get("architecture") or named.get("architecture")
     if not isinstance(arch, str):
         raise WeightsError(f"{where}: its config.json names no 'architecture'; is it a model of this kind?")

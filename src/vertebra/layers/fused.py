@@ -54,12 +54,10 @@ def forget(module: nn.Module) -> None:
         _packed.pop(child, None)
 
 
-def conv_bn_act(
-    x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, act: ActType = "", add: Tensor | None = None
-) -> Tensor:
-    """`act(bn(conv(x)) + add)`: (b, c, h, w) -> (b, d, h', w'); `bn` None: no normalisation."""
+def conv_bn_act(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, act: ActType = "", add: Tensor | None = None) -> Tensor:
+    """`act(bn(conv(x)) + add)`: (b, c, h, w) -> (b, d, h', w')."""
     if not fusable(x, conv, bn):
-        x = conv(x) if bn is None else bn(conv(x))
+        x = bn(conv(x))
         return activate(x if add is None else x.add_(add), act)
     packed = _pack(conv, bn, x)
     # A processor without bf16 arithmetic emulates it, slowly; float32 inside is faster there and rounds once.
@@ -81,7 +79,7 @@ def _ints(size: Sequence[int] | str) -> list[int]:
     return list(size)
 
 
-def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, *within: nn.Module) -> bool:
+def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, *within: nn.Module) -> bool:
     """True where no gradient, tracer, mode or hook (those on modules `within` too) would miss the skipped steps."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor:
         return False
@@ -90,7 +88,9 @@ def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, *within: nn.M
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and type(conv) is nn.Conv2d
-        and (bn is None or frozen(bn))
+        and type(bn) is nn.BatchNorm2d
+        and not bn.training
+        and bn.running_mean is not None
         and type(weight) is nn.Parameter
         and weight.dtype == x.dtype
         and weight.device.type == "cpu"
@@ -98,13 +98,8 @@ def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, *within: nn.M
         and conv.bias is None
         and conv.padding_mode == "zeros"
         and x.numel() > 0
-        and not _watched(conv, *within, *(() if bn is None else (bn,)))
+        and not _watched(conv, bn, *within)
     )
-
-
-def frozen(bn: nn.BatchNorm2d) -> bool:
-    """Whether the normalisation is one scale and one shift a channel now."""
-    return type(bn) is nn.BatchNorm2d and not bn.training and bn.running_mean is not None
 
 
 def _watched(*modules: nn.Module) -> bool:
@@ -122,43 +117,33 @@ def _watched(*modules: nn.Module) -> bool:
     )
 
 
-def _pack(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, x: Tensor) -> _Packed:
-    norm = () if bn is None else (*bn.parameters(), *bn.buffers())
-    sources = (conv.weight, *norm)
-    stamp = (None if bn is None else bn.eps, *((s.data_ptr(), s._version) for s in sources))
+def _pack(conv: nn.Conv2d, bn: nn.BatchNorm2d, x: Tensor) -> _Packed:
+    sources = (conv.weight, *bn.parameters(), *bn.buffers())
+    stamp = (bn.eps, *((s.data_ptr(), s._version) for s in sources))
     packed = _packed.get(conv)
     if packed is None or not packed.fresh(stamp):
         packed = _packed[conv] = _fold(conv, bn, stamp, x)
     return packed
 
 
-def scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(c,) and (c,), float64: what a frozen normalisation multiplies by and then adds."""
+@torch.inference_mode(False)
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, stamp: tuple[object, ...], x: Tensor) -> _Packed:
     mean, var = bn.running_mean, bn.running_var
     assert mean is not None
     assert var is not None
+    weight = conv.weight.detach()
     scale = (var.double() + bn.eps).rsqrt()
     scale = scale if not bn.affine else scale * bn.weight.double()
-    return scale, -mean.double() * scale + (bn.bias.double() if bn.affine else 0.0)
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, stamp: tuple[object, ...], x: Tensor) -> _Packed:
-    weight = conv.weight.detach()
+    shift = -mean.double() * scale + (bn.bias.double() if bn.affine else 0.0)
     native = x.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtype = x.dtype if native else torch.float32
-    if bn is None:
-        folded, shift = weight.to(dtype), weight.new_zeros(conv.out_channels)
-    else:
-        scale, shift = scale_and_shift(bn)
-        folded = (weight.double() * scale.reshape(-1, 1, 1, 1)).to(dtype)
+    folded = (weight.double() * scale.reshape(-1, 1, 1, 1)).to(dtype)
     reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(
         folded.to_mkldnn(), _ints(conv.padding), _ints(conv.stride), _ints(conv.dilation), conv.groups, list(x.shape)
     )
     flat = weight.flatten() if weight.is_contiguous() else weight.permute(0, 2, 3, 1).flatten()
-    norm = () if bn is None else (*(p.detach() for p in bn.parameters()), bn.running_mean, bn.running_var)
-    views = (flat[:: max(1, flat.numel() // _PROBES)], *(t for t in norm if t is not None))
+    views = (flat[:: max(1, flat.numel() // _PROBES)], mean, var, *(p.detach() for p in bn.parameters()))
     return _Packed(reordered, shift.to(dtype), stamp, tuple((v, v.clone()) for v in views))
 
 

@@ -1,11 +1,13 @@
 """Normalisation and activation before a convolution instead of behind it (He et al., 2016, arXiv:1603.05027)."""
 
+# torch does not declare its oneDNN functions, and names them as private.
+# pyright: reportPrivateUsage=false
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vertebra.layers.activation import ActType, activate
-from vertebra.layers.fused import frozen
 
 
 class BnAct(nn.Module):
@@ -47,12 +49,11 @@ class BnActConv(nn.Module):
 
 
 def bn_relu_of_view(x: Float[Tensor, "b c h w"], bn: nn.BatchNorm2d) -> Float[Tensor, "b c h w"]:
-    """`relu(bn(x))` of a frozen normalisation, without gradient; dense and channels-last.
+    """`relu(bn(x))` in evaluation and without gradient; dense and channels-last.
 
     torch's own kernel is four times slower where `x` is some channels of a wider channels-last map.
     """
     mean, var = bn.running_mean, bn.running_var
-    assert frozen(bn)
     assert mean is not None
     assert var is not None
     scale = (var.float() + bn.eps).rsqrt_()
@@ -60,3 +61,24 @@ def bn_relu_of_view(x: Float[Tensor, "b c h w"], bn: nn.BatchNorm2d) -> Float[Te
     shift = torch.addcmul(bn.bias.float(), mean.float(), scale, value=-1) if bn.affine else -mean.float() * scale
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     return torch.addcmul(shift.reshape(-1, 1, 1), x, scale.reshape(-1, 1, 1), out=out).relu_()
+
+
+def project_into(
+    room: Float[Tensor, "b d h w"], x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 1 1"], *, add: bool
+) -> None:
+    """A 1x1 convolution written, or added, where its output is wanted: some channels of a channels-last map.
+
+    One matrix product of pixels by weight, which takes a stride between rows; nothing is concatenated afterwards.
+    """
+    target, pixels, matrix = _rows(room), _rows(x), weight.flatten(1).t()
+    if x.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        target.addmm_(pixels, matrix, beta=1 if add else 0)
+        return
+    # A processor without bf16 arithmetic emulates it, slowly.
+    wide = torch.mm(pixels.float(), matrix.float())
+    target.copy_(wide.add_(target) if add else wide)
+
+
+def _rows(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "n c"]:
+    """A channels-last map's pixels, one a row; a view."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)

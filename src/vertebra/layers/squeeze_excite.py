@@ -18,7 +18,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
-        self.act = act
+        self.act: ActType = act
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         gate = activate(self.fc1(x.mean((2, 3), keepdim=True)), self.act)

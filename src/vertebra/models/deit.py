@@ -5,7 +5,9 @@ Touvron et al., ECCV 2022 (arXiv:2204.07118), "DeiT III": layer scale, no positi
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -22,6 +24,9 @@ class DistilledConfig(VitConfig):
     """A DeiT with a distillation token and its own head."""
 
     classifier: ClassVar[str | tuple[str, ...]] = ("head", "head_dist")
+    limits: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {**VitConfig.limits, "global_pool": "its two heads read their own tokens: 'token' only"}
+    )
 
 
 class DistilledTransformer(VisionTransformer):

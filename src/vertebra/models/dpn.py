@@ -20,9 +20,9 @@ from torch.nn.functional import avg_pool2d, dropout
 from vertebra.layers.activation import ActType
 from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
-from vertebra.layers.fused import conv_bn_act, frozen, fusable
+from vertebra.layers.fused import conv_bn_act, fusable
 from vertebra.layers.pool import GlobalPool
-from vertebra.layers.preactivation import BnAct, BnActConv, bn_relu_of_view
+from vertebra.layers.preactivation import BnAct, BnActConv, bn_relu_of_view, project_into
 from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
 from vertebra.spec import Accuracy, Family, ModelConfig, Preprocess, Variant, VertebraError, Weights
 
@@ -107,18 +107,20 @@ class DualPathBlock(nn.Module):
             added, appended = self.c1x1_c1(h), self.c1x1_c2(h)
         else:
             added, appended = h[:, : self.residual], h[:, self.residual :]
-        both = self.get_submodule(self.widen)(x) if self.widen else x
+        both = self._widened()(x) if self.widen else x
         kept, dense = both[:, : self.residual], both[:, self.residual :]
         return torch.cat((kept + self.drop_path(added), dense, appended), 1)
 
+    def _widened(self) -> BnActConv:
+        return cast("BnActConv", self.get_submodule(self.widen))
+
     def can_grow(self, x: Tensor) -> bool:
         """Whether `grow` may stand for `forward`: nobody wants gradients, nor to see the steps between."""
-        first = [self.c1x1_a]
-        if self.widen:
-            first.append(cast("BnActConv", self.get_submodule(self.widen)))
-        norms = [module.bn for module in first]
-        watched = (self, *first, *norms, self.c3x3_b, self.c1x1_c)
-        return all(frozen(bn) for bn in norms) and fusable(x, self.c1x1_a.conv, self.c3x3_b.bn, *watched)
+        units = [self.c1x1_a, self.c3x3_b] + ([self._widened()] if self.widen else [])
+        last = [self.c1x1_c1, self.c1x1_c2] if isinstance(self.c1x1_c, BnAct) else [self.c1x1_c.conv]
+        return all(fusable(x, unit.conv, unit.bn, unit, self) for unit in units) and all(
+            fusable(x, conv, self.c1x1_c.bn, self.c1x1_c) for conv in last
+        )
 
     def grow(self, x: Float[Tensor, "b cin h w"], room: Float[Tensor, "b d ho wo"]) -> Float[Tensor, "b cout ho wo"]:
         """`forward` written into `room`, a map as wide as the stage's last; `x` lies there already but at its first.
@@ -127,19 +129,18 @@ class DualPathBlock(nn.Module):
         """
         h = conv_bn_act(bn_relu_of_view(x, self.c1x1_a.bn), self.c1x1_a.conv, self.c3x3_b.bn, "relu")
         h = conv_bn_act(h, self.c3x3_b.conv, self.c1x1_c.bn, "relu")
-        if isinstance(self.c1x1_c, BnAct):
-            added, appended = conv_bn_act(h, self.c1x1_c1, None), conv_bn_act(h, self.c1x1_c2, None)
-        else:
-            h = conv_bn_act(h, self.c1x1_c.conv, None)
-            added, appended = h[:, : self.residual], h[:, self.residual :]
-        filled = x.shape[1]
+        filled, residual = x.shape[1], self.residual
         if self.widen:
-            widen = cast("BnActConv", self.get_submodule(self.widen))
-            both = conv_bn_act(bn_relu_of_view(x, widen.bn), widen.conv, None)
-            filled = both.shape[1]
-            room[:, :filled] = both
-        room[:, : self.residual] += added
-        room[:, filled : filled + self.growth] = appended
+            widen = self._widened()
+            filled, step = widen.conv.out_channels, widen.conv.stride[0]
+            source = bn_relu_of_view(x[:, :, ::step, ::step], widen.bn)
+            project_into(room[:, :filled], source, widen.conv.weight, add=False)
+        if isinstance(self.c1x1_c, BnAct):
+            add, append = self.c1x1_c1.weight, self.c1x1_c2.weight
+        else:
+            add, append = self.c1x1_c.conv.weight[:residual], self.c1x1_c.conv.weight[residual:]
+        project_into(room[:, :residual], h, add, add=True)
+        project_into(room[:, filled : filled + self.growth], h, append, add=False)
         return room[:, : filled + self.growth]
 
 

@@ -1,12 +1,13 @@
 """A backbone that answers with its stages' maps: what detection and segmentation heads are built on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vertebra.models.backbone import Backbone, FeatureStage, resolve_indices
+from vertebra.spec import VertebraError, did_you_mean
 
 
 class FeatureInfo:
@@ -77,6 +78,23 @@ class FeatureExtractor(nn.Module):
         if model.spatial:
             self.register_state_dict_post_hook(_without_prefix)
             self.register_load_state_dict_pre_hook(_with_prefix)
+
+    @property
+    def return_layers(self) -> dict[str, str]:
+        """Module name -> stage number of each map returned. Assigning another dict of that kind changes which.
+
+        Names of stages that were deleted at creation are allowed and have no map.
+        """
+        return {str(self.feature_info.info[i]["module"]): str(i) for i in self.out_indices}
+
+    @return_layers.setter
+    def return_layers(self, layers: Mapping[str, str]) -> None:
+        number = {str(stage["module"]): i for i, stage in enumerate(self.feature_info.info)}
+        for name in layers:
+            if name not in number:
+                raise VertebraError(f"no stage {name!r}{did_you_mean(name, number) or f'; there are {list(number)}'}")
+        kept = len(self.model.feature_info)
+        self.out_indices = tuple(i for i in sorted(number[name] for name in layers) if i < kept)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
         return self.model.forward_intermediates(

@@ -109,7 +109,7 @@ class RegNet(Backbone):
             self.add_module(f"s{i}", self._stage(plan, cin, rates, strides[i], strides[i - 1][1]))
             self.feature_info.append(FeatureStage(num_chs=plan.width, reduction=reduction, module=f"s{i}"))
             cin = plan.width
-        self.num_features = self.head_hidden_size = cin
+        self.num_features = cin
         self.reset_classifier(config.num_classes, config.global_pool)
 
     def _stage(
@@ -141,7 +141,8 @@ class RegNet(Backbone):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
-        self.head = self.place(ClassifierHead(self.num_features, num_classes, pool, self.drop_rate))
+        self.head = ClassifierHead(self.num_features, num_classes, pool, self.drop_rate)
+        self.place(self.head)
         self.head_hidden_size = self.head.num_features
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from vertebra.spec.errors import (
 )
 from vertebra.spec.family import Family, ModelConfig, State, Variant, keep
 from vertebra.spec.preprocess import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, Preprocess
+from vertebra.spec.promises import PROMISES
 from vertebra.spec.weights import Accuracy, TrainedWith, Weights
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "IMAGENET_STD",
     "INCEPTION_MEAN",
     "INCEPTION_STD",
+    "PROMISES",
     "Accuracy",
     "Family",
     "ModelConfig",

@@ -5,6 +5,7 @@ Nothing here knows of torch: a state dict is a mapping from names to anything.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from vertebra.spec.weights import Weights
@@ -32,6 +33,9 @@ class ModelConfig:
     """Parameter prefix of the classifier, or of each of several."""
     default_out_indices: ClassVar[tuple[int, ...]]
     """The stages that `features_only=True` returns when none are named. Negative: from the end."""
+
+    limits: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """A promise (see `spec.promises`) that these models do not keep -> the reason."""
 
     @property
     def classifiers(self) -> tuple[str, ...]:

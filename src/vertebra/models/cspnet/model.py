@@ -9,17 +9,20 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vertebra.layers.activation import activate
+from vertebra.layers.activation import ActType, activate
 from vertebra.layers.conv_norm_act import ConvNormAct
 from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
+from vertebra.layers.fused import conv_bn_act, fusable
 from vertebra.layers.head import ClassifierHead
+from vertebra.layers.slices import run_steps
 from vertebra.layers.squeeze_excite import SqueezeExcite, squeezed
 from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
 from vertebra.models.cspnet.config import CspNetConfig
@@ -126,10 +129,13 @@ class BottleneckBlock(nn.Module):
         self.attn2 = _squeeze_excite(config, mid)
         self.conv3 = ConvNormAct(mid, channels)
         self.drop_path = drop_path(drop)
-        self.act = config.act
+        self.act: ActType = config.act
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return activate(self.drop_path(self.conv3(self.attn2(self.conv2(self.conv1(x))))) + x, self.act)
+        branch, last = self.attn2(self.conv2(self.conv1(x))), self.conv3
+        if not self.training and fusable(branch, last.conv, last.bn, last):
+            return conv_bn_act(branch, last.conv, last.bn, self.act, add=x)
+        return activate(self.drop_path(last(branch)) + x, self.act)
 
 
 LAST_NORMS = {
@@ -202,6 +208,11 @@ class CspNet(Backbone):
         self.num_features = widths[-1]
         self.reset_classifier(config.num_classes, config.global_pool)
 
+    def _trunk(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing:
+            return super()._trunk(x)
+        return run_steps(self.steps(), x, chain(self.stem.modules(), self.stages.modules()))
+
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x
 
@@ -214,7 +225,7 @@ class CspNet(Backbone):
         return x
 
     def _first_stage(self, x: Tensor) -> Tensor:
-        return self.stages[0](self.stem.pool(x) if self.config.stem_pool else x)
+        return self.stages[0](self.stem.get_submodule("pool")(x) if self.config.stem_pool else x)
 
     def drop_stages(self, keep: int) -> None:
         self.stages = self.stages[: max(keep - 1, 0)]
@@ -253,5 +264,5 @@ class CspNet(Backbone):
         else:
             reset_if_able(module)
             # The last normalisation of a residual branch starts at zero: every block starts as the identity.
-            if re.search(LAST_NORMS[self.config.block], name):
+            if isinstance(module, nn.BatchNorm2d) and re.search(LAST_NORMS[self.config.block], name):
                 nn.init.zeros_(module.weight)

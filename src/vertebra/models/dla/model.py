@@ -37,9 +37,8 @@ class ConvBn(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(conv.out_channels), *([nn.ReLU(inplace=True)] if relu else []))
 
     def forward(self, input: Float[Tensor, "b cin h w"]) -> Float[Tensor, "b cout ho wo"]:  # noqa: A002
-        conv, bn = self[0], self[1]
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(bn, nn.BatchNorm2d)
+        # No assertion: a normalisation may have been replaced (frozen, synchronised) since.
+        conv, bn = cast("nn.Conv2d", self[0]), cast("nn.BatchNorm2d", self[1])
         return conv_bn_act(input, conv, bn, "relu" if len(self) > 2 else "")
 
 
@@ -118,14 +117,16 @@ class Res2Block(Block):
         self.drop_path = drop_path(drop)
 
     def forward(self, x: Float[Tensor, "b cin h w"], shortcut: Tensor | None = None) -> Float[Tensor, "b cout ho wo"]:
-        first, *middle, last = conv_bn_act(x, self.conv1, self.bn1, "relu").split(self.width, 1)
-        outs = list[Tensor]()
-        for part, conv, bn in zip((first, *middle), self.convs, self.bns, strict=True):
-            source = outs[-1] + part if self.cascade and outs else part
+        y = conv_bn_act(x, self.conv1, self.bn1, "relu")
+        # Indexed, not unpacked: torch.fx cannot tell how many slices a split gives.
+        slices = [y[:, i * self.width : (i + 1) * self.width] for i in range(self.SCALE)]
+        outs: list[Tensor] = []
+        for part, conv, bn in zip(slices, self.convs, self.bns):  # noqa: B905 - the last slice has no convolution
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(bn, nn.BatchNorm2d)
+            source = outs[-1] + part if self.cascade and outs else part
             outs.append(conv_bn_act(source, conv, bn, "relu"))
-        y = torch.cat((*outs, self.pool(last)), 1)
+        y = torch.cat((*outs, self.pool(slices[-1])), 1)
         return self.join(y, self.conv3, self.bn3, x if shortcut is None else shortcut)
 
 

@@ -1,6 +1,8 @@
 """Vision Transformer (Dosovitskiy et al., ICLR 2021, arXiv:2010.11929): what can vary, and one row a variant."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 from vertebra.spec import ModelConfig, Variant
@@ -34,6 +36,13 @@ class VitConfig(ModelConfig):
     first_conv: ClassVar[str] = "patch_embed.proj"
     classifier: ClassVar[str | tuple[str, ...]] = "head"
     default_out_indices: ClassVar[tuple[int, ...]] = (-3, -2, -1)
+    limits: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "output_stride": "all blocks share one grid of patches: choose patch_size or img_size",
+            "export_size": "the exported position embedding has one grid; export once a size",
+            "channels_last": "tokens have no memory format beyond the patch embedding",
+        }
+    )
 
     @property
     def image(self) -> tuple[int, int]:

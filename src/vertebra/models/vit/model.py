@@ -121,7 +121,7 @@ class VisionTransformer(Backbone):
         return self.pos_drop(torch.cat((*prefix, tokens), 1) + positions)
 
     def _prefix(self, batch: int) -> list[Tensor]:
-        return [self.get_parameter(name).expand(batch, -1, -1) for name in self.prefix_names]
+        return [getattr(self, name).expand(batch, -1, -1) for name in self.prefix_names]
 
     def _positions(self, height: int, width: int) -> Float[Tensor, "1 n d"]:
         if not self.config.dynamic_img_size:

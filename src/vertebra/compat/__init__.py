@@ -1,0 +1,1 @@
+"""Vertebra under other libraries' names."""

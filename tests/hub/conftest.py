@@ -1,0 +1,46 @@
+"""One small checkpoint that every test here may read: DLA-46-C, 10 classes, random values."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+import vertebra
+from tests.zoo import random_state
+from vertebra.spec import State
+
+ARCH = "dla46_c"
+
+
+@pytest.fixture(scope="session")
+def state() -> State:
+    return random_state(vertebra.create_model(ARCH, num_classes=10, device="meta").state_dict())
+
+
+@pytest.fixture(scope="session")
+def file(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "some.safetensors"
+    save_file(state, path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, file: Path) -> Path:
+    """What a hub repository of this field holds: config.json and model.safetensors."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "model.safetensors").hardlink_to(file)
+    write_config(path)
+    return path
+
+
+def write_config(folder: Path, **changes: Any) -> None:
+    config = {
+        "architecture": ARCH,
+        "num_classes": 10,
+        "num_features": 256,
+        "pretrained_cfg": {"tag": "mine", "input_size": [3, 96, 96], "mean": [0.1, 0.2, 0.3], "crop_pct": 0.7},
+    }
+    (folder / "config.json").write_text(json.dumps(config | changes))

@@ -1,0 +1,136 @@
+"""A checkpoint file -> tensors: every wrapping that training scripts use, and nothing but tensors."""
+
+import os
+import pickle
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vertebra import WeightsError
+from vertebra.hub.state import read_file, unwrap
+
+WEIGHT = torch.arange(6.0).reshape(2, 3)
+OTHER = torch.ones(2, 3)
+
+
+WRAPPED: list[tuple[Any, str]] = [
+    ({"fc.weight": WEIGHT}, ""),
+    ({"model": {"fc.weight": WEIGHT}}, "model"),
+    ({"state_dict": {"fc.weight": WEIGHT}, "epoch": 3, "arch": "dla34"}, "state_dict"),
+    ({"state_dict": {"module.fc.weight": WEIGHT}}, "state_dict"),
+    ({"module.module.fc.weight": WEIGHT}, ""),
+    ({"model": {"state_dict": {"fc.weight": WEIGHT}}}, "model.state_dict"),
+    ({"model": {"fc.weight": OTHER}, "model_ema": {"fc.weight": WEIGHT}, "optimizer": {"state": {}}}, "model_ema"),
+    ({"state_dict": {"fc.weight": OTHER}, "state_dict_ema": {"module.fc.weight": WEIGHT}}, "state_dict_ema"),
+]
+
+
+@pytest.mark.parametrize(("content", "wrapper"), WRAPPED, ids=[f"{i}-{w}" for i, (_, w) in enumerate(WRAPPED)])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old pickle"])
+def test_wrappings(content: Any, wrapper: str, zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    state, metadata = read_file(path)
+    assert list(state) == ["fc.weight"]
+    assert torch.equal(state["fc.weight"], WEIGHT)
+    assert metadata == {"wrapper": wrapper}
+
+
+def test_a_prefix_that_not_all_keys_share_stays() -> None:
+    assert list(unwrap({"module.a": WEIGHT, "b": WEIGHT})) == ["module.a", "b"]
+
+
+def test_safetensors_with_metadata(tmp_path: Path) -> None:
+    save_file({"fc.weight": WEIGHT}, tmp_path / "a.safetensors", metadata={"format": "pt", "who": "me"})
+    state, metadata = read_file(tmp_path / "a.safetensors")
+    assert torch.equal(state["fc.weight"], WEIGHT)
+    assert metadata == {"format": "pt", "who": "me"}
+
+
+class Touch:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["evil.pth", "evil.bin", "evil.pt"])
+@pytest.mark.parametrize("how", ["torch", "torch, old", "pickle"])
+def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(name: str, how: str, tmp_path: Path) -> None:
+    trap, path = tmp_path / "trap", tmp_path / name
+    content = {"fc.weight": WEIGHT, "args": Touch(trap)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps({"args": Touch(trap)}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+    with pytest.raises(WeightsError, match=r"evil.*nothing else is unpickled"):
+        read_file(path)
+    assert not trap.exists()
+
+
+def test_harmless_objects_are_refused_too(tmp_path: Path) -> None:
+    torch.save({"model": {"a": WEIGHT}, "args": Namespace(lr=1)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="not a checkpoint of tensors alone"):
+        read_file(tmp_path / "a.pth")
+
+
+def save(content: Any, path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin"])
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
+def test_truncated_files(suffix: str, keep: float, tmp_path: Path) -> None:
+    path = save({"a": torch.zeros(500), "b": torch.zeros(7)}, tmp_path / f"cut{suffix}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(WeightsError, match=r"cut"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\0" * 1000, b"<html>404</html>" * 9, b"PK\x03\x04" + b"x" * 99, b"\xff" * 64, b"version https://git-lfs"],
+)
+def test_files_that_are_no_checkpoint(suffix: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"junk{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="junk"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("content", [[WEIGHT], WEIGHT, {"a": 3}, {"model": {"a": "text"}}, {3: WEIGHT}, None])
+def test_pickles_that_hold_no_state_dict(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=r"odd\.pth holds"):
+        read_file(tmp_path / "odd.pth")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no checkpoint at .*nowhere\.pth"):
+        read_file(tmp_path / "nowhere.pth")
+    with pytest.raises(WeightsError, match="it is a folder"):
+        read_file(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_reading_leaves_the_file_as_it_is(suffix: str, tmp_path: Path) -> None:
+    path = save({"a": torch.zeros(500)}, tmp_path / f"a{suffix}")
+    before = path.read_bytes()
+    tensor: Tensor = read_file(path)[0]["a"]
+    tensor.add_(1)
+    assert path.read_bytes() == before
+    assert torch.equal(read_file(path)[0]["a"], torch.zeros(500))
