@@ -79,6 +79,17 @@ def project_into(
     target.copy_(wide.add_(target) if add else wide)
 
 
+def is_product(conv: nn.Module, x: Tensor) -> bool:
+    """Whether `project_into` may stand for a layer: a convolution as it was built, of `x`'s type."""
+    return (
+        type(conv) is nn.Conv2d
+        and type(conv.weight) is nn.Parameter
+        and conv.weight.dtype == x.dtype
+        and conv.bias is None
+        and conv.kernel_size == (1, 1)
+    )
+
+
 def _rows(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "n c"]:
     """A channels-last map's pixels, one a row; a view."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,5 +1,5 @@
 """One family a file; `FAMILIES` is all that there is."""
 
-from vertebra.models import deit, dla, vit
+from vertebra.models import cspnet, deit, dla, dpn, regnet, vit
 
-FAMILIES = (dla.FAMILY, deit.FAMILY, vit.FAMILY)
+FAMILIES = (dla.FAMILY, cspnet.FAMILY, dpn.FAMILY, regnet.FAMILY, vit.FAMILY, deit.FAMILY)

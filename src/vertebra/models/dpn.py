@@ -22,7 +22,7 @@ from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
 from vertebra.layers.fused import conv_bn_act, fusable
 from vertebra.layers.pool import GlobalPool
-from vertebra.layers.preactivation import BnAct, BnActConv, bn_relu_of_view, project_into
+from vertebra.layers.preactivation import BnAct, BnActConv, bn_relu_of_view, is_product, project_into
 from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
 from vertebra.spec import Accuracy, Family, ModelConfig, Preprocess, Variant, VertebraError, Weights
 
@@ -116,10 +116,11 @@ class DualPathBlock(nn.Module):
 
     def can_grow(self, x: Tensor) -> bool:
         """Whether `grow` may stand for `forward`: nobody wants gradients, nor to see the steps between."""
-        units = [self.c1x1_a, self.c3x3_b] + ([self._widened()] if self.widen else [])
-        last = [self.c1x1_c1, self.c1x1_c2] if isinstance(self.c1x1_c, BnAct) else [self.c1x1_c.conv]
-        return all(fusable(x, unit.conv, unit.bn, unit, self) for unit in units) and all(
-            fusable(x, conv, self.c1x1_c.bn, self.c1x1_c) for conv in last
+        units = [self.c1x1_a] + ([self._widened()] if self.widen else [])
+        last = (self.c1x1_c1, self.c1x1_c2) if isinstance(self.c1x1_c, BnAct) else (self.c1x1_c.conv,)
+        watched = (self, self.c3x3_b, self.c1x1_c, *last)
+        return all(is_product(conv, x) for conv in last) and all(
+            fusable(x, unit.conv, unit.bn, unit, *watched) for unit in units
         )
 
     def grow(self, x: Float[Tensor, "b cin h w"], room: Float[Tensor, "b d ho wo"]) -> Float[Tensor, "b cout ho wo"]:

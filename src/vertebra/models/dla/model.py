@@ -9,7 +9,7 @@ b batch, c channels, h w height and width in pixels.
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -122,10 +122,8 @@ class Res2Block(Block):
         slices = [y[:, i * self.width : (i + 1) * self.width] for i in range(self.SCALE)]
         outs: list[Tensor] = []
         for part, conv, bn in zip(slices, self.convs, self.bns):  # noqa: B905 - the last slice has no convolution
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(bn, nn.BatchNorm2d)
             source = outs[-1] + part if self.cascade and outs else part
-            outs.append(conv_bn_act(source, conv, bn, "relu"))
+            outs.append(conv_bn_act(source, cast("nn.Conv2d", conv), cast("nn.BatchNorm2d", bn), "relu"))
         y = torch.cat((*outs, self.pool(slices[-1])), 1)
         return self.join(y, self.conv3, self.bn3, x if shortcut is None else shortcut)
 
