@@ -16,6 +16,13 @@ from vertebra.spec import VertebraError
 CNNS = [arch for arch in ARCHS if not is_transformer(arch)]
 TRANSFORMERS = [arch for arch in ARCHS if is_transformer(arch)]
 ODD = (45, 71)
+LIGHT = 8_000_000
+"""Up to so many parameters a model is filled and its values are compared; a larger one of the same blocks stays on
+`meta`, where the same graph is traced and the same formats and shapes come out."""
+
+
+def is_light(arch: str) -> bool:
+    return REGISTRY.variant(arch).params < LIGHT
 
 
 def filled(arch: str, **options: Any) -> Any:
@@ -44,8 +51,9 @@ def test_any_size_of_tokens(arch: str) -> None:
     """At creation, and at run time on `dynamic_img_size`; `dynamic_img_pad` takes what is no whole patch."""
     patch = REGISTRY.variant(arch).config.patch_size  # type: ignore[attr-defined]
     size = (3 * patch, 5 * patch)
-    fixed = filled(arch, img_size=size)
-    free = filled(arch, img_size=4 * patch, dynamic_img_size=True, dynamic_img_pad=True)
+    few = {} if is_light(arch) else {"depth": 2}  # every block is like the others, and none sees the image's size
+    fixed = filled(arch, img_size=size, **few)
+    free = filled(arch, img_size=4 * patch, dynamic_img_size=True, dynamic_img_pad=True, **few)
     x = torch.randn(1, 3, *size)
     with torch.no_grad():
         assert fixed(x).shape == free(x).shape == (1, 5)
@@ -120,24 +128,29 @@ def test_freezing_by_depth(arch: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_torchvision_extracts_features(arch: str, unchecked_shapes: None) -> None:
     """torch.fx traces the model; the node named like a stage's module answers as the stage does."""
-    model = filled(arch)
-    x = torch.randn(1, 3, *small_size(arch))
+    light = is_light(arch)
+    model = filled(arch) if light else small_model(arch, num_classes=5, device="meta").eval()
+    x = torch.randn(1, 3, *small_size(arch), device="cpu" if light else "meta")
     last = model.feature_info[-1]["module"]
     extractor = create_feature_extractor(model, {last: "map"})
     with torch.no_grad():
         got = extractor(x)["map"]
         _, maps = model.forward_intermediates(x, indices=1, output_fmt="NLC")
     got = got[:, model.num_prefix_tokens :] if is_transformer(arch) else got.flatten(2).transpose(1, 2)
-    assert relative(got, maps[0]) < 1e-5
+    assert got.shape == maps[0].shape
+    if light:
+        assert relative(got, maps[0]) < 1e-5
 
 
 @pytest.mark.parametrize("arch", [arch for arch in CNNS if keeps(arch, "channels_last")])
 def test_channels_last_stays(arch: str) -> None:
     """No stage answers in another format than it was given; a contiguous image gets contiguous maps."""
-    model = filled(arch).to(memory_format=torch.channels_last)
-    x = torch.randn(2, 3, 64, 64)
+    light = is_light(arch)
+    model = filled(arch) if light else small_model(arch, num_classes=5, device="meta").eval()
+    model.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64, device="cpu" if light else "meta")
     with torch.no_grad():
-        for fmt in (torch.channels_last, torch.contiguous_format):
+        for fmt in (torch.channels_last, torch.contiguous_format)[: 2 if light else 1]:
             for level in model.forward_intermediates(x.contiguous(memory_format=fmt), intermediates_only=True):
                 assert level.is_contiguous(memory_format=fmt) or 1 in level.shape[-2:]
 

@@ -381,6 +381,7 @@ class Interrupted(BaseHTTPRequestHandler):
 class Server:
     def __init__(self, handler: Any) -> None:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = False  # so that closing waits for them
         self.requests: list[str] = []
         self.server.requests = self.requests  # type: ignore[attr-defined]
         self.thread = Thread(target=self.server.serve_forever)

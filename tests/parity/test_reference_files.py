@@ -127,7 +127,7 @@ def test_dla_recipe(collection: dict[str, dict[str, str]]) -> None:
 
 
 def said(theirs: dict[str, Any]) -> dict[str, Any]:
-    """What timm states. Papers and origins ours may word differently (see test_row); `custom_load` is about its own code."""
+    """What timm states. Papers and origins may be worded differently (test_row); `custom_load` is its own."""
     worded = ("paper_ids", "paper_name", "origin_url", "notes", "custom_load")
     return {key: item for key, item in theirs.items() if key not in worded and item != ""}
 

@@ -28,7 +28,7 @@ def to_ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
     return convert
 
 
-to_1tuple, to_2tuple, to_3tuple, to_4tuple = (to_ntuple(n) for n in (1, 2, 3, 4))
+to_2tuple, to_3tuple, to_4tuple = (to_ntuple(n) for n in (2, 3, 4))
 
 
 def make_divisible(v: float, divisor: int = 8, min_value: int | None = None, round_limit: float = 0.9) -> int:

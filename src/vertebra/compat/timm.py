@@ -31,10 +31,8 @@ def _names(home: str, *names: str) -> dict[str, str]:
     return {name: f"{home}:{name}" for name in names}
 
 
-_HUB = _names(
+_REGISTRY = _names(
     "vertebra",
-    "create_model",
-    "get_pretrained_cfg",
     "get_pretrained_cfg_value",
     "is_model",
     "is_model_pretrained",
@@ -43,6 +41,7 @@ _HUB = _names(
     "list_pretrained",
     "model_entrypoint",
 )
+_HUB = _REGISTRY | _names("vertebra", "create_model", "get_pretrained_cfg")
 _CONSTANTS = _names(
     "vertebra.data",
     "DEFAULT_CROP_MODE",
@@ -57,12 +56,9 @@ _CONSTANTS = _names(
     "OPENAI_CLIP_STD",
 )
 _CONFIG = _names("vertebra.data", "resolve_data_config", "resolve_model_data_config")
-_TRANSFORMS = _names(
-    "vertebra.data",
-    "create_transform",
-    "transforms_imagenet_eval",
-    "transforms_imagenet_train",
-    "transforms_noaug_train",
+_CREATE = _names("vertebra.data", "create_transform")
+_TRANSFORMS = _CREATE | _names(
+    "vertebra.data", "transforms_imagenet_eval", "transforms_imagenet_train", "transforms_noaug_train"
 )
 _LABELS = _names("vertebra.compat.parts", "ImageNetInfo", "infer_imagenet_subset")
 _LAYERS = {
@@ -75,7 +71,6 @@ _LAYERS = {
         "SelectAdaptivePool2d",
         "drop_path",
         "make_divisible",
-        "to_1tuple",
         "to_2tuple",
         "to_3tuple",
         "to_4tuple",
@@ -83,13 +78,14 @@ _LAYERS = {
     ),
     "trunc_normal_": "torch.nn.init:trunc_normal_",
 }
+_OLD_LAYERS = {name: home for name, home in _LAYERS.items() if name != "LayerScale"}
 _HELPERS = {name: home for name, home in _LAYERS.items() if name.startswith(("to_", "make_"))}
 _FREEZING = _names("vertebra.compat.parts", "freeze_batch_norm_2d", "unfreeze_batch_norm_2d")
 
 VIEWS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "timm": _HUB,
-        "timm.data": {**_CONSTANTS, **_CONFIG, **_TRANSFORMS, **_LABELS},
+        "timm.data": {**_CONSTANTS, **_CONFIG, **_CREATE, **_LABELS},
         "timm.data.config": _CONFIG,
         "timm.data.constants": _CONSTANTS,
         "timm.data.transforms_factory": _TRANSFORMS,
@@ -98,11 +94,11 @@ VIEWS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "timm.layers.helpers": _HELPERS,
         "timm.models": _HUB,
         "timm.models.efficientnet": {},
-        "timm.models.layers": _LAYERS,
-        "timm.models.registry": _HUB,
+        "timm.models.layers": _OLD_LAYERS,
+        "timm.models.registry": _REGISTRY,
         "timm.models.resnet": {},
         "timm.models.sknet": {},
-        "timm.utils": _FREEZING,
+        "timm.utils": {},
         "timm.utils.model": _FREEZING,
     }
 )

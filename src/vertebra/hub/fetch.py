@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+import urllib.error
 import urllib.request
 from functools import lru_cache
 from http.client import HTTPException
@@ -101,6 +102,8 @@ def url_file(url: str, hash_prefix: str | None, *, cache_dir: Path | str | None 
         _download(url, path, hash_prefix)
     # HTTPException: a server that breaks off, or speaks no HTTP.
     except (OSError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise WeightsUnavailableError(f"cannot download {url}: {_first_line(error)}; {_ADVICE}") from error
     return path
 

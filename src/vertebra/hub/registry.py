@@ -24,7 +24,7 @@ class Registry:
                     raise VertebraError(f"weights {name!r} belong to no variant of family {family.name!r}")
                 tagged[arch][name] = row
         self._owners: Mapping[str, Family] = MappingProxyType(owners)
-        self._tagged: Mapping[str, Mapping[str, Weights]] = MappingProxyType(tagged)
+        self._tagged: Mapping[str, Mapping[str, Weights]] = {a: MappingProxyType(rows) for a, rows in tagged.items()}
 
     @property
     def archs(self) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ b batch, c channels, h w height and width in pixels, k classes.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.fx
@@ -24,39 +23,10 @@ from vertebra.layers.fused import conv_bn_act, fusable
 from vertebra.layers.pool import GlobalPool
 from vertebra.layers.preactivation import BnAct, BnActConv, bn_relu_of_view, is_product, project_into
 from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
-from vertebra.spec import Accuracy, Family, ModelConfig, Preprocess, Variant, VertebraError, Weights
+from vertebra.models.dpn.config import DpnConfig
+from vertebra.spec import VertebraError
 
 BN_EPS = 1e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DpnConfig(ModelConfig):
-    """The defaults are DPN-92. Widths double from stage to stage."""
-
-    depths: tuple[int, ...] = (3, 4, 20, 3)
-    """Blocks of conv2 to conv5."""
-    growth: tuple[int, ...] = (16, 32, 24, 128)
-    """Channels that each block of a stage appends to the dense path (the paper's "+k")."""
-    residual_width: int = 256
-    """Channels of the residual path in conv2."""
-    mid_width: int = 96
-    """Channels of the grouped 3x3 convolution in conv2."""
-    groups: int = 32
-    stem_width: int = 64
-    stem_kernel: int = 7
-    split_last: bool = False
-    """Each path has a last 1x1 convolution of its own, instead of sharing one ("b" variants)."""
-    outer_act: ActType = "relu"
-    """The activation of the stem and behind the last stage."""
-    output_stride: int = 32
-    """8 or 16: the last stages trade their stride for dilation."""
-    test_pool: bool = False
-    """Classify every window of the training size's map, and answer with 0.5 * (mean + maximum) of their logits.
-    In evaluation only, where images are larger than in training (the authors' "mean-max pooling")."""
-
-    first_conv: ClassVar[str] = "features.conv1_1.conv"
-    classifier: ClassVar[str] = "classifier"
-    default_out_indices: ClassVar[tuple[int, ...]] = (0, 1, 2, 3, 4)
 
 
 class Stem(nn.Module):
@@ -267,58 +237,3 @@ class Dpn(Backbone):
 
     def init_module(self, module: nn.Module, name: str) -> None:
         reset_if_able(module)
-
-
-_SMALL = DpnConfig(
-    depths=(3, 4, 12, 3), growth=(16, 32, 32, 64), residual_width=64, mid_width=128, stem_width=10, stem_kernel=3
-)
-_92 = DpnConfig()
-_98 = DpnConfig(depths=(3, 6, 20, 3), growth=(16, 32, 32, 128), mid_width=160, groups=40, stem_width=96)
-
-VARIANTS = {
-    "dpn48b": Variant(
-        replace(_SMALL, depths=(3, 4, 6, 3), split_last=True, outer_act="silu"),
-        params=9_126_226,
-        gmacs=1.69,
-        macts=8.92,
-    ),
-    "dpn68": Variant(_SMALL, params=12_611_602, gmacs=2.35, macts=10.47),
-    "dpn68b": Variant(replace(_SMALL, split_last=True), params=12_611_602, gmacs=2.35, macts=10.47),
-    "dpn92": Variant(_92, params=37_668_392, gmacs=6.54, macts=18.21),
-    "dpn98": Variant(_98, params=61_570_728, gmacs=11.73, macts=25.2),
-    "dpn107": Variant(
-        replace(_98, depths=(4, 8, 20, 3), growth=(20, 64, 64, 128), mid_width=200, groups=50, stem_width=128),
-        params=86_917_800,
-        gmacs=18.38,
-        macts=33.46,
-    ),
-    "dpn131": Variant(replace(_98, depths=(4, 8, 28, 3), stem_width=128), params=79_254_504, gmacs=16.09, macts=32.97),
-}
-
-_AUTHORS = Preprocess(mean=(124 / 255, 117 / 255, 104 / 255), std=(1 / (0.0167 * 255),) * 3, pool_size=(7, 7))
-_RA = Preprocess(crop_pct=0.95, test_input_size=(3, 288, 288), test_crop_pct=1.0, pool_size=(7, 7))
-
-
-def _row(name: str | None, preprocess: Preprocess, *accuracy: Accuracy) -> Weights:
-    return Weights(
-        hub=name and f"timm/{name}",
-        license="apache-2.0",
-        preprocess=preprocess,
-        accuracy=accuracy,
-        paper="arXiv:1707.01629",
-        source="https://github.com/cypw/DPNs",
-    )
-
-
-WEIGHTS = {
-    "dpn48b.untrained": _row(None, Preprocess(pool_size=(7, 7))),
-    "dpn68.mx_in1k": _row("dpn68.mx_in1k", _AUTHORS, Accuracy(76.304, 92.994, 224)),
-    "dpn68b.ra_in1k": _row("dpn68b.ra_in1k", _RA, Accuracy(79.342, 94.43, 288), Accuracy(78.546, 93.982, 224)),
-    "dpn68b.mx_in1k": _row("dpn68b.mx_in1k", _AUTHORS, Accuracy(77.494, 93.834, 224)),
-    "dpn92.mx_in1k": _row("dpn92.mx_in1k", _AUTHORS, Accuracy(80.032, 94.876, 224)),
-    "dpn98.mx_in1k": _row("dpn98.mx_in1k", _AUTHORS, Accuracy(79.664, 94.644, 224)),
-    "dpn107.mx_in1k": _row("dpn107.mx_in1k", _AUTHORS, Accuracy(80.166, 94.932, 224)),
-    "dpn131.mx_in1k": _row("dpn131.mx_in1k", _AUTHORS, Accuracy(79.836, 94.708, 224)),
-}
-
-FAMILY = Family(name="dpn", build=Dpn, variants=VARIANTS, weights=WEIGHTS)

@@ -1,0 +1,115 @@
+"""The questions about names, answered as timm answers them (restricted to the families that are here)."""
+
+from typing import Any
+
+import pytest
+import timm
+
+import vertebra
+from vertebra.hub.registry import REGISTRY, Registry
+from vertebra.models import FAMILIES
+
+OURS = set(REGISTRY.archs)
+
+
+def rows_of_timm(arch: str) -> set[str]:
+    return {name for name in timm.list_models(f"{arch}.*", include_tags=True) if name.partition(".")[0] == arch}
+
+
+# timm lists further checkpoints of some architectures (RegNet): those lists cannot be equal, the others must be.
+COMMON = {arch for arch in OURS if rows_of_timm(arch) == set(REGISTRY.weights(arch))}
+
+
+def common(names: list[str]) -> list[str]:
+    return [name for name in names if name.partition(".")[0] in COMMON]
+
+
+FILTERS = ["", "*", "dla*", "*in1k", "deit*distilled*", "deit3_*", "dla34", "deit_tiny*.fb*", "dla4?_c", "no_such*"]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"pretrained": True},
+    {"exclude_filters": "*384*"},
+    {"exclude_filters": ["*3*", "*x*"], "pretrained": True},
+    {"include_tags": True},
+    {"include_tags": False, "pretrained": True},
+    {"name_matches_cfg": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("pattern", [*FILTERS, ["dla*", "*tiny*"]], ids=str)
+def test_list_models(pattern: Any, options: dict[str, Any]) -> None:
+    assert common(vertebra.list_models(pattern, **options)) == common(timm.list_models(pattern, **options))
+
+
+def test_every_name_without_a_tag() -> None:
+    assert vertebra.list_models() == [name for name in timm.list_models() if name in OURS]
+
+
+def test_what_can_be_compared_is_most() -> None:
+    assert {arch for arch in OURS if arch.startswith(("dla", "deit", "dpn"))} <= COMMON
+
+
+@pytest.mark.parametrize("pattern", FILTERS)
+def test_list_pretrained(pattern: str) -> None:
+    assert common(vertebra.list_pretrained(pattern)) == common(timm.list_pretrained(pattern))
+
+
+@pytest.mark.parametrize("module", ["dla", "deit", "vision_transformer"])
+def test_list_models_of_a_module(module: str) -> None:
+    found = vertebra.list_models(module=module)
+    assert found
+    assert found == [name for name in timm.list_models(module=module) if name in OURS]
+
+
+def test_unknown_modules_are_refused() -> None:
+    with pytest.raises(vertebra.UnknownNameError, match="unknown module 'delt'; did you mean 'deit'"):
+        vertebra.list_models(module="delt")
+
+
+def test_modules_are_the_families() -> None:
+    assert vertebra.list_modules() == sorted(family.name for family in FAMILIES)
+    assert sorted(name for m in vertebra.list_modules() for name in vertebra.list_models(module=m)) == sorted(OURS)
+
+
+@pytest.mark.parametrize("name", ["dla34", "dla34.in1k", "deit3_huge_patch14_224", "foo", "", "dla34.nope"])
+def test_is_model(name: str) -> None:
+    assert vertebra.is_model(name) == timm.is_model(name)
+
+
+@pytest.mark.parametrize("name", ["dla34", "dla34.in1k", "foo"])
+def test_is_model_pretrained(name: str) -> None:
+    assert vertebra.is_model_pretrained(name) == timm.is_model_pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["dla102", "dla102.in1k", "deit3_small_patch16_224.fb_in22k_ft_in1k"])
+def test_pretrained_cfg(name: str) -> None:
+    ours, expected = vertebra.get_pretrained_cfg(name), timm.get_pretrained_cfg(name)
+    for field in ("hf_hub_id", "architecture", "tag", "mean", "std", "crop_pct", "interpolation", "input_size"):
+        assert getattr(ours, field) == getattr(expected, field)
+        assert vertebra.get_pretrained_cfg_value(name, field) == timm.get_pretrained_cfg_value(name, field)
+    assert ours.has_weights
+
+
+def test_pretrained_cfg_of_an_unknown_name() -> None:
+    assert vertebra.get_pretrained_cfg("foo") is None
+    with pytest.raises(vertebra.UnknownNameError, match="foo"):
+        vertebra.get_pretrained_cfg("foo", allow_unregistered=False)
+
+
+def test_entrypoint() -> None:
+    entry = vertebra.model_entrypoint("dla46_c")
+    assert entry.__name__ == timm.model_entrypoint("dla46_c").__name__
+    assert entry(num_classes=3, device="meta").num_classes == 3
+    with pytest.raises(vertebra.UnknownNameError):
+        vertebra.model_entrypoint("foo")
+
+
+def test_two_families_cannot_claim_one_name() -> None:
+    with pytest.raises(vertebra.VertebraError, match="is declared by"):
+        Registry((FAMILIES[0], FAMILIES[0]))
+
+
+def test_the_registry_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        REGISTRY.weights("dla34")["dla34.mine"] = None  # type: ignore[index]
