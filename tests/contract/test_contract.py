@@ -48,13 +48,20 @@ def promised(arch: str, stages: list[dict[str, Any]], batch: int = 2) -> list[tu
     return [(batch, s["num_chs"], height // s["reduction"], width // s["reduction"]) for s in stages]
 
 
+def with_state(arch: str, state: dict[str, Tensor], **options: Any) -> Any:
+    """Built on `meta` and given copies of `state`: nothing is initialised in vain."""
+    model = on_meta(arch, num_classes=10, **options).eval()
+    model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    return model
+
+
 class Subject:
     """A filled model in eval mode that no test changes (`own()` is a copy to change), and what it answers."""
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
-        self.model = small_model(arch, num_classes=10).eval()
-        self.model.load_state_dict(random_state(self.model.state_dict()))
+        self.state = random_state(on_meta(arch, num_classes=10).state_dict())
+        self.model = with_state(arch, self.state)
         self.x = image(arch)
         with torch.no_grad():
             self.features, self.maps = self.model.forward_intermediates(self.x)
@@ -111,8 +118,7 @@ def test_every_parameter_gets_a_gradient_and_checkpointing_gives_the_same(
 
 
 def test_stochastic_depth_and_dropout_act_in_training_only(subject: Subject) -> None:
-    model = small_model(subject.arch, num_classes=10, drop_path_rate=0.4, drop_rate=0.3)
-    model.load_state_dict(subject.model.state_dict())
+    model = with_state(subject.arch, subject.state, drop_path_rate=0.4, drop_rate=0.3)
     rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
     assert rates == sorted(rates)
     assert rates[-1] == pytest.approx(0.4)
@@ -128,9 +134,9 @@ def test_answers_are_the_same_with_and_without_gradients(subject: Subject) -> No
 
 
 def test_answers_follow_the_weights(subject: Subject) -> None:
-    model, other = subject.own(), random_state(subject.model.state_dict(), seed=8)
-    fresh = small_model(subject.arch, num_classes=10).eval()
-    fresh.load_state_dict(other)
+    model = subject.own()
+    other = {key: value * 0.9 if value.is_floating_point() else value for key, value in subject.state.items()}
+    fresh = with_state(subject.arch, other)
     with torch.no_grad():
         assert torch.equal(model(subject.x), subject.logits)
         model.load_state_dict(other)
@@ -209,13 +215,18 @@ def test_reset_classifier_gives_a_fresh_one(subject: Subject) -> None:
     answer = model.forward_head(subject.features)
     assert answer.shape == (2, 7)
     assert answer.isfinite().all()
-    assert list(model.state_dict()) == list(subject.model.state_dict())
-    trunk = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(model.config.classifiers))}
-    assert all(torch.equal(value, subject.model.state_dict()[key]) for key, value in trunk.items())
+    assert list(model.state_dict()) == list(subject.state)
+    heads = tuple(model.config.classifiers)
+    assert all(torch.equal(v, subject.state[k]) for k, v in model.state_dict().items() if not k.startswith(heads))
+
+
+@pytest.fixture(scope="module")
+def trunk(arch: str) -> Tensor:
+    return on_meta(arch).forward_features(image(arch, device="meta"))
 
 
 @pytest.mark.parametrize("pool", sorted({*MAP_POOLS, *TOKEN_POOLS}))
-def test_global_pools(arch: str, pool: str) -> None:
+def test_global_pools(arch: str, pool: str, trunk: Tensor) -> None:
     """Created with, and changed to: both answer alike, or both refuse and say what is possible."""
     possible = TOKEN_POOLS if is_transformer(arch) else tuple(MAP_POOLS)
     possible = ("token",) if is_distilled(arch) else possible
@@ -225,19 +236,17 @@ def test_global_pools(arch: str, pool: str) -> None:
             with pytest.raises(vertebra.VertebraError, match="global_pool"):
                 act()
         return
-    x = image(arch, device="meta")
     created = on_meta(arch, num_classes=10, global_pool=pool)
     model.reset_classifier(10, pool)
     assert {k: v.shape for k, v in created.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     expected: tuple[int, ...] = (2, 10)
     if pool == "":
-        unpooled = created.forward_features(x).shape
-        expected = (*unpooled[:2], 10) if is_transformer(arch) else (2, 10, *unpooled[2:])
-    assert created(x).shape == model(x).shape == expected
+        expected = (*trunk.shape[:2], 10) if is_transformer(arch) else (2, 10, *trunk.shape[2:])
+    assert created.forward_head(trunk).shape == model.forward_head(trunk).shape == expected
     width = created.num_features * MAP_POOLS.get(pool, 1)
     assert created.head_hidden_size == model.head_hidden_size == width
     if pool:
-        assert created.forward_head(created.forward_features(x), pre_logits=True).shape == (2, width)
+        assert created.forward_head(trunk, pre_logits=True).shape == (2, width)
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -246,8 +255,7 @@ def test_global_pools(arch: str, pool: str) -> None:
 def test_features_only_shapes(arch: str) -> None:
     """By default and for any choice of stages, in the order asked for; feature_info says what comes."""
     x, count = image(arch, device="meta"), len(on_meta(arch).feature_info)
-    some = [count - 1, 0] if count < 3 else [count - 1, 0, count // 2]
-    for chosen in (None, [0], [-1], some, [-2, -1], range(count)):
+    for chosen in (None, [0], [-1, 0, count // 2]):
         options = {} if chosen is None else {"out_indices": chosen}
         model = on_meta(arch, features_only=True, **options)
         info = model.feature_info
@@ -279,12 +287,12 @@ def test_features_only_refuses_stages_that_do_not_exist(arch: str) -> None:
 
 @torch.no_grad()
 def test_features_only_values_are_the_intermediates(subject: Subject) -> None:
-    model = small_model(subject.arch, features_only=True, out_indices=[-1, 0]).eval()
-    state = {k: v for k, v in subject.model.state_dict().items() if not k.startswith(subject.model.config.classifiers)}
+    model = on_meta(subject.arch, features_only=True, out_indices=[-1, 0]).eval()
+    state = {k: v for k, v in subject.state.items() if not k.startswith(subject.model.config.classifiers)}
     keys = {k.removeprefix("model.") for k in model.state_dict()}
     prefix = "model." if is_transformer(subject.arch) else ""
     assert keys <= set(state)
-    model.load_state_dict({prefix + k: v for k, v in state.items() if k in keys})
+    model.load_state_dict({prefix + k: v for k, v in state.items() if k in keys}, assign=True)
     last, first = model(subject.x)
     assert relative(last, subject.maps[-1]) < 1e-5
     assert relative(first, subject.maps[0]) < 1e-5
@@ -349,16 +357,15 @@ def test_pruning_keeps_what_was_asked_for(subject: Subject) -> None:
 
 @pytest.mark.parametrize("chans", [1, 4])
 def test_input_channels(arch: str, chans: int) -> None:
-    model = on_meta(arch, in_chans=chans)
-    assert model(image(arch, chans=chans, device="meta")).shape == (2, 1000)
-    assert model.get_submodule(model.config.first_conv).weight.shape[1] == chans
+    model = on_meta(arch, in_chans=chans, features_only=True, out_indices=[0])
+    assert shapes(model(image(arch, chans=chans, device="meta"))) == promised(arch, [model.feature_info[0]])
+    assert on_meta(arch, in_chans=chans).get_submodule(REGISTRY.variant(arch).config.first_conv).in_channels == chans
 
 
 def test_device_and_dtype(arch: str) -> None:
     model = on_meta(arch, dtype=torch.bfloat16)
-    kinds = {t.dtype for t in model.state_dict().values() if t.is_floating_point()}
-    assert kinds == {torch.bfloat16}
-    assert model(image(arch, device="meta", dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
+    assert all(t.is_meta for t in model.state_dict().values())
 
 
 @torch.no_grad()

@@ -61,8 +61,10 @@ def test_keys_shapes_and_order(filled: Filled, shared_reference: Path) -> None:
     layout = [(key, tuple(value.shape), value.dtype) for key, value in ours.state_dict().items()]
     assert layout == [(key, tuple(value.shape), value.dtype) for key, value in theirs.state_dict().items()]
     with gzip.open(shared_reference / "state_dict_shapes.json.gz") as file:
-        published = json.load(file)[filled.arch]
-    assert [(key, list(shape)) for key, shape, _ in layout] == list(published.items())
+        published = json.load(file).get(filled.arch)
+    # RegNets are published in more sizes than the reference lists; what it lists must be there (test_reference_files).
+    assert published is not None or filled.arch.startswith("regnet")
+    assert published is None or [(key, list(shape)) for key, shape, _ in layout] == list(published.items())
     names = [name for name, _ in ours.named_parameters()]
     assert names == [name for name, _ in theirs.named_parameters()], "an optimiser's state is kept by position"
 

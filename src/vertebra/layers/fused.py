@@ -28,13 +28,18 @@ _POST_OPS: dict[str, tuple[str, list[float]]] = {
 }
 _PROBES = 32
 """Weights compared with their packed originals at each call: edits through `.data` leave no other trace."""
+_LAYOUTS = 2
+"""Input shapes for which a weight is kept packed: a batch and its odd last one. oneDNN chooses a layout by shape, and
+reorders at every call, two to four times slower than the plain steps, where it is given another's."""
 
 
 @dataclass(slots=True)
 class _Packed:
-    """A folded weight and what it was made from."""
+    """A convolution's folded weight, and what it was made from."""
 
-    weight: Tensor
+    layouts: dict[torch.Size, Tensor]
+    """Input shape -> weight, the oldest first."""
+    scale: Tensor
     bias: Tensor
     stamp: tuple[object, ...]
     watched: tuple[tuple[Tensor, Tensor], ...]
@@ -59,17 +64,17 @@ def conv_bn_act(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, act: ActType = "
     if not fusable(x, conv, bn):
         x = bn(conv(x))
         return activate(x if add is None else x.add_(add), act)
-    packed = _pack(conv, bn, x)
+    weight, bias = _pack(conv, bn, x)
     # A processor without bf16 arithmetic emulates it, slowly; float32 inside is faster there and rounds once.
-    wide = x.to(packed.bias.dtype)
+    wide = x.to(bias.dtype)
     place = (_ints(conv.padding), _ints(conv.stride), _ints(conv.dilation), conv.groups)
     kernel = torch.ops.mkldnn._convolution_pointwise
     if add is None:
-        out = kernel(wide, packed.weight, packed.bias, *place, *_POST_OPS[act], "")
+        out = kernel(wide, weight, bias, *place, *_POST_OPS[act], "")
     else:
         # oneDNN's binding knows no activation behind an addition but ReLU.
         after = act if act == "relu" else None
-        out = kernel.binary(wide, add.to(wide.dtype), packed.weight, packed.bias, *place, "add", 1.0, after, [], "")
+        out = kernel.binary(wide, add.to(wide.dtype), weight, bias, *place, "add", 1.0, after, [], "")
         out = out if after else activate(out, act)
     return out.to(x.dtype)
 
@@ -117,18 +122,25 @@ def _watched(*modules: nn.Module) -> bool:
     )
 
 
-def _pack(conv: nn.Conv2d, bn: nn.BatchNorm2d, x: Tensor) -> _Packed:
+def _pack(conv: nn.Conv2d, bn: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(weight packed for inputs of `x`'s shape, bias). What comes out depends on nothing that was called before."""
     sources = (conv.weight, *bn.parameters(), *bn.buffers())
-    stamp = (bn.eps, *((s.data_ptr(), s._version) for s in sources))
+    stamp = (x.dtype, bn.eps, *((s.data_ptr(), s._version) for s in sources))
     packed = _packed.get(conv)
     if packed is None or not packed.fresh(stamp):
-        packed = _packed[conv] = _fold(conv, bn, stamp, x)
-    return packed
+        packed = _packed[conv] = _fold(conv, bn, stamp)
+    weight = packed.layouts.get(x.shape)
+    if weight is None:
+        weight = _reorder(conv, packed, x.shape)
+        for shape in list(packed.layouts)[: 1 - _LAYOUTS]:
+            packed.layouts.pop(shape, None)
+        packed.layouts[x.shape] = weight
+    return weight, packed.bias
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, stamp: tuple[object, ...], x: Tensor) -> _Packed:
+def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, stamp: tuple[object, ...]) -> _Packed:
     mean, var = bn.running_mean, bn.running_var
     assert mean is not None
     assert var is not None
@@ -136,15 +148,20 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, stamp: tuple[object, ...], x: Ten
     scale = (var.double() + bn.eps).rsqrt()
     scale = scale if not bn.affine else scale * bn.weight.double()
     shift = -mean.double() * scale + (bn.bias.double() if bn.affine else 0.0)
-    native = x.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    dtype = x.dtype if native else torch.float32
-    folded = (weight.double() * scale.reshape(-1, 1, 1, 1)).to(dtype)
-    reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(
-        folded.to_mkldnn(), _ints(conv.padding), _ints(conv.stride), _ints(conv.dilation), conv.groups, list(x.shape)
-    )
+    native = weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     flat = weight.flatten() if weight.is_contiguous() else weight.permute(0, 2, 3, 1).flatten()
     views = (flat[:: max(1, flat.numel() // _PROBES)], mean, var, *(p.detach() for p in bn.parameters()))
-    return _Packed(reordered, shift.to(dtype), stamp, tuple((v, v.clone()) for v in views))
+    bias = shift.to(weight.dtype if native else torch.float32)
+    return _Packed({}, scale.float().reshape(-1, 1, 1, 1), bias, stamp, tuple((v, v.clone()) for v in views))
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _reorder(conv: nn.Conv2d, packed: _Packed, shape: torch.Size) -> Tensor:
+    folded = (conv.weight.detach().float() * packed.scale).to(packed.bias.dtype)
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(
+        folded.to_mkldnn(), _ints(conv.padding), _ints(conv.stride), _ints(conv.dilation), conv.groups, list(shape)
+    )
 
 
 def in_format_of(x: Tensor, image: Tensor) -> Tensor:
