@@ -26,6 +26,10 @@ MAP_POOLS = {"": 1, "avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2}
 TOKEN_POOLS = ("", "token", "avg", "max", "avgmax", "map")
 
 
+SAME = 1e-5
+"""Two copies of a model may differ in the last bit: where its weights lie in memory decides which kernels run."""
+
+
 def is_distilled(arch: str) -> bool:
     return isinstance(REGISTRY.variant(arch).config, DistilledConfig)
 
@@ -123,7 +127,7 @@ def test_stochastic_depth_and_dropout_act_in_training_only(subject: Subject) -> 
     assert rates == sorted(rates)
     assert rates[-1] == pytest.approx(0.4)
     with torch.no_grad():
-        assert torch.equal(model.eval()(subject.x), subject.logits)
+        assert relative(model.eval()(subject.x), subject.logits) < SAME
         model.train()
         assert not torch.equal(model(subject.x), model(subject.x))
 
@@ -138,10 +142,10 @@ def test_answers_follow_the_weights(subject: Subject) -> None:
     other = {key: value * 0.9 if value.is_floating_point() else value for key, value in subject.state.items()}
     fresh = with_state(subject.arch, other)
     with torch.no_grad():
-        assert torch.equal(model(subject.x), subject.logits)
+        assert relative(model(subject.x), subject.logits) < SAME
         model.load_state_dict(other)
-        assert torch.equal(model(subject.x), fresh(subject.x))
-        assert not torch.equal(model(subject.x), subject.logits)
+        assert relative(model(subject.x), fresh(subject.x)) < SAME
+        assert relative(model(subject.x), subject.logits) > 1e-3
 
 
 def test_parameters_sort_into_depth_groups(subject: Subject) -> None:
@@ -202,7 +206,7 @@ def test_no_classes_gives_the_embedding(subject: Subject) -> None:
     assert all(isinstance(c, nn.Identity) for c in classifiers(model))
     answer = model(subject.x)
     assert answer.shape == (2, model.num_features)
-    assert torch.equal(answer, embedding)
+    assert relative(answer, embedding) < SAME
     built = on_meta(subject.arch, num_classes=0)
     assert list(built.state_dict()) == list(model.state_dict())
 
@@ -347,8 +351,8 @@ def test_pruning_keeps_what_was_asked_for(subject: Subject) -> None:
     assert model.prune_intermediate_layers([0, keep]) == [0, keep]
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in subject.model.parameters())
     maps = model.forward_intermediates(subject.x, indices=[0, keep], intermediates_only=True)
-    assert torch.equal(maps[0], subject.maps[0])
-    assert torch.equal(maps[1], subject.maps[keep])
+    assert relative(maps[0], subject.maps[0]) < SAME
+    assert relative(maps[1], subject.maps[keep]) < SAME
     assert model.num_classes == 0
 
 
@@ -401,13 +405,13 @@ def test_safetensors_round_trip(subject: Subject, tmp_path: Path) -> None:
     assert type(model) is type(subject.model)
     assert model.config == subject.model.config
     with torch.no_grad():
-        assert torch.equal(model(subject.x), subject.logits)
+        assert relative(model(subject.x), subject.logits) < SAME
 
 
 @torch.no_grad()
 def test_copies(subject: Subject) -> None:
     copied = subject.own()
-    assert torch.equal(copied(subject.x), subject.logits)
+    assert relative(copied(subject.x), subject.logits) < SAME
     for parameter in copied.parameters():
         parameter.zero_()
     assert torch.equal(subject.model(subject.x), subject.logits)
