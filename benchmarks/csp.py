@@ -1,6 +1,6 @@
 """What a cross-stage-partial model costs beside its plain parent, ours and timm's in one run.
 
-    python benchmarks/csp.py
+    python benchmarks/csp.py [f32] [bf16]
 
 cspdarknet53 / darknet53 at 256 px, channels-last, plain eager, same weights. Bar: ours <= 0.95 in all four cases (the
 ratio of their multiply-accumulates is 0.70).
@@ -8,14 +8,14 @@ ratio of their multiply-accumulates is 0.70).
 
 import torch
 from common import interleave, keep, median
-from eager import DTYPES, TOLERANCE, pair
+from eager import TOLERANCE, chosen_dtypes, pair
 
 
 def main() -> None:
     """Run, print, keep."""
     torch.manual_seed(0)
     lines, figures = list[str](), dict[str, dict[str, float]]()
-    for label, dtype in DTYPES.items():
+    for label, dtype in chosen_dtypes().items():
         csp, plain = pair("cspdarknet53", dtype), pair("darknet53", dtype)
         for batch in (1, 8):
             x = torch.randn(batch, 3, 256, 256).to(dtype=dtype, memory_format=torch.channels_last)
@@ -36,7 +36,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     worst = max(r["ours"] for r in figures.values())
     lines.append(f"ours at most {worst:.2f} (bar 0.95)")
-    keep("csp", lines, figures)
+    keep("csp-" + "-".join(chosen_dtypes()), lines, figures)
 
 
 if __name__ == "__main__":
