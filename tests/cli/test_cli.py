@@ -360,3 +360,23 @@ def test_every_help_shows_an_example(command: tuple[str, ...]) -> None:
     assert result.exit_code == 0
     assert "xample:" in result.stdout
     assert f"vertebra {command[0] if command else 'classify'}" in result.stdout.split("xample:")[1]
+
+
+def test_classify_at_another_size_and_with_test_pool(shared_data: Path, tmp_path: Path) -> None:
+    """A ViT's position embedding follows `--img-size`; `--test-pool` is DPN's and refused elsewhere."""
+    weights = shared_data / "weights" / "deit_tiny_patch16_224.safetensors"
+    photo = str(shared_data / "photos" / "dog.jpg")
+    named = ["classify", photo, "--model", "deit_tiny_patch16_224", "--weights", str(weights), "--json"]
+    answer = run(*named, "--img-size", "288")
+    assert answer.exit_code == 0
+    assert json.loads(answer.stdout)["predictions"][0]["label"] == "Samoyed"
+    refused = run(*named, "--img-size", "225")
+    assert refused.exit_code == 1
+    assert "16x16 patches" in refused.stderr
+    dpn = vertebra.save_model(vertebra.create_model("dpn68", num_classes=3), tmp_path / "dpn68.safetensors")
+    plain, pooled = (
+        json.loads(run("classify", photo, "--model", str(dpn), "--json", "--img-size", "288", *more).stdout)
+        for more in ([], ["--test-pool"])
+    )
+    assert plain["predictions"] != pooled["predictions"]
+    assert "test_pool" in run("classify", photo, "--model", str(weights), "--test-pool").stderr

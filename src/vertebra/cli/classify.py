@@ -1,7 +1,7 @@
 """`vertebra classify`: photos in, their best labels out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    from vertebra.engine.predict import Prediction
+    from vertebra.engine.predict import Prediction, Transform
     from vertebra.models.backbone import Backbone
 
 DEFAULT_MODEL = "dla102.in1k"
@@ -41,6 +41,12 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="How many labels a photo gets.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a photo.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that the model sees at once.")] = 16,
+    img_size: Annotated[
+        int | None, typer.Option(min=1, metavar="PIXELS", help="Side of the square that the model sees.")
+    ] = None,
+    test_pool: Annotated[
+        bool, typer.Option("--test-pool", help="DPN above 224 pixels: pool windows, then average their answers.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ...", show_default="cuda, else cpu")
     ] = None,
@@ -68,8 +74,10 @@ def classify(
         from vertebra.data import DEFAULT_MAX_PIXELS, load_labels
         from vertebra.engine.predict import Predictor
 
+        loaded = _load(model, weights, {"test_pool": True} if test_pool else {})
         predictor = Predictor(
-            _load(model, weights),
+            loaded,
+            transform=_transform(loaded, img_size) if img_size else None,
             labels=load_labels(labels) if labels else None,
             top=top,
             batch_size=batch_size,
@@ -84,13 +92,24 @@ def classify(
     report.end(len(paths) + len(failures))
 
 
-def _load(model: str | None, weights: Path | None) -> "Backbone":
+def _transform(model: "Backbone", img_size: int) -> "Transform":
+    """The checkpoint's preprocessing at another size; a ViT's position embedding follows."""
+    from vertebra.data import create_transform, resolve_model_data_config
+    from vertebra.models.vit import VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        model.set_input_size(img_size)
+    config: dict[str, Any] = {**resolve_model_data_config(model), "input_size": (model.in_chans, img_size, img_size)}
+    return create_transform(**config, is_training=False)
+
+
+def _load(model: str | None, weights: Path | None, options: dict[str, Any]) -> "Backbone":
     from vertebra.hub.factory import load_model
 
     if model is None and weights is not None:
-        return load_model(weights)
+        return load_model(weights, **options)
     try:
-        return load_model(model or DEFAULT_MODEL, weights=weights)
+        return load_model(model or DEFAULT_MODEL, weights=weights, **options)
     except WeightsUnavailableError as error:
         reason = str(error).partition("; to go on")[0]
         name = model or DEFAULT_MODEL

@@ -183,27 +183,31 @@ def build(
 
 
 def load_model(
-    source: str | Path, *, weights: str | Path | None = None, cache_dir: str | Path | None = None
+    source: str | Path,
+    *,
+    weights: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    **options: Any,
 ) -> Backbone:
     """What a command's `--model` means: a name (pretrained), a folder with config.json, or a weights file.
 
     A file names its architecture in its metadata, or is called after it. `weights` is a local checkpoint for a name;
-    its classifier decides how many classes there are.
+    its classifier decides how many classes there are. `options` are those of `create_model`.
     """
     path = Path(source).expanduser()
     if weights is not None:
         found = resolve(str(source), cache_dir=cache_dir)
-        return _from_file(found, Path(weights).expanduser())
+        return _from_file(found, Path(weights).expanduser(), options)
     if path.is_dir():
-        return create_model(f"{FOLDER_SCHEME}{path}", pretrained=True)
+        return create_model(f"{FOLDER_SCHEME}{path}", pretrained=True, **options)
     if path.is_file():
-        return _from_file(None, path)
+        return _from_file(None, path, options)
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
         raise WeightsError(f"no checkpoint at {path}")
-    return create_model(str(source), pretrained=True, cache_dir=cache_dir)
+    return create_model(str(source), pretrained=True, cache_dir=cache_dir, **options)
 
 
-def _from_file(found: Resolved | None, path: Path) -> Backbone:
+def _from_file(found: Resolved | None, path: Path, given: Mapping[str, Any]) -> Backbone:
     state, metadata = read_file(path)
     if found is None and METADATA_KEY in metadata:
         found = from_config(json.loads(metadata[METADATA_KEY]), where=str(path))
@@ -215,7 +219,7 @@ def _from_file(found: Resolved | None, path: Path) -> Backbone:
         found = resolve(path.stem if path.stem in REGISTRY else path.stem.partition(".")[0])
     classes = _count_classes(state, found.arch)
     cfg = found.cfg if classes is None else replace(found.cfg, num_classes=classes)
-    options = {**found.options, "num_classes": classes or 0}
+    options = {**found.options, "num_classes": classes or 0, **given}
     config = make_config(found.arch, REGISTRY.variant(found.arch), options)
     return build(found.arch, config, replace(cfg, file=str(path)), state, origin=str(path))
 

@@ -185,6 +185,10 @@ class VisionTransformer(Backbone):
         """Take images of this size, (height, width) in pixels, from now on: the position embedding is resampled."""
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         old, embed = self.patch_embed.grid_size, self.patch_embed
+        if not embed.dynamic_pad and (height % embed.patch_size[0] or width % embed.patch_size[1]):
+            raise VertebraError(
+                f"img_size {height}x{width} is no whole number of {embed.patch_size[0]}x{embed.patch_size[1]} patches"
+            )
         embed.img_size, embed.grid_size = (height, width), embed.dynamic_grid(height, width)
         embed.num_patches = embed.grid_size[0] * embed.grid_size[1]
         prefix = 0 if self.config.no_embed_class else self.num_prefix_tokens
