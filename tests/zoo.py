@@ -13,7 +13,7 @@ from vertebra.spec import State
 
 ARCHS = REGISTRY.archs
 HUGE = 200_000_000
-"""More parameters than this: a transformer of two blocks stands for all of its equal blocks (the weights of
+"""More parameters than this: a transformer of three blocks stands for all of its equal blocks (the weights of
 deit3_huge alone are 2.5 GB). Its keys and shapes are compared whole, on `meta`."""
 
 
@@ -28,7 +28,7 @@ def has_option(arch: str, name: str) -> bool:
 def shortened(arch: str) -> dict[str, Any]:
     """Options that leave out what is only more of the same."""
     variant = REGISTRY.variant(arch)
-    return {"depth": 2} if variant.params > HUGE and is_transformer(arch) else {}
+    return {"depth": 3} if variant.params > HUGE and is_transformer(arch) else {}
 
 
 def native_side(arch: str) -> int:

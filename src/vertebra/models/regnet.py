@@ -206,7 +206,37 @@ _DEIT_TEACHER = Weights(
     source="https://github.com/facebookresearch/deit",
 )
 
-WEIGHTS = {"regnety_160.deit_in1k": _DEIT_TEACHER} | {
+_TV2 = Preprocess(crop_pct=0.965, pool_size=(7, 7))
+_RA = Preprocess(crop_pct=0.95, test_input_size=(3, 288, 288), test_crop_pct=1.0, pool_size=(7, 7))
+
+
+def _later(name: str, file: str | None = None) -> tuple[str, Weights]:
+    """A checkpoint trained after the paper's, which the bare name means: `tv2` is torchvision's second recipe."""
+    tv2 = name.endswith(".tv2_in1k")
+    return name, Weights(
+        hub=f"timm/{name}",
+        url=f"https://github.com/huggingface/pytorch-image-models/releases/download/{file}" if file else None,
+        license="bsd-3-clause" if tv2 else "apache-2.0",
+        preprocess=_TV2 if tv2 else _RA,
+        paper="arXiv:2003.13678",
+        source="https://github.com/pytorch/vision" if tv2 else "https://github.com/huggingface/pytorch-image-models",
+    )
+
+
+_LATER = dict(
+    [
+        *(_later(f"regnetx_{size}.tv2_in1k") for size in ("008", "016", "032", "080", "160", "320")),
+        *(_later(f"regnety_{size}.tv2_in1k") for size in ("004", "016", "320")),
+        _later("regnety_032.ra_in1k", "v0.1-weights/regnety_032_ra-7f2439f9.pth"),
+        _later("regnety_040.ra3_in1k", "v0.1-tpu-weights/regnety_040_ra3-670e1166.pth"),
+        _later("regnety_064.ra3_in1k", "v0.1-tpu-weights/regnety_064_ra3-aa26dc7d.pth"),
+        _later("regnety_080.ra3_in1k", "v0.1-tpu-weights/regnety_080_ra3-1fdc4344.pth"),
+        _later("regnety_120.sw_in12k_ft_in1k"),
+        _later("regnety_160.sw_in12k_ft_in1k"),
+    ]
+)
+
+WEIGHTS = {**_LATER, "regnety_160.deit_in1k": _DEIT_TEACHER} | {
     f"{name}.pycls_in1k": Weights(
         hub=f"timm/{name}.pycls_in1k",
         license="mit",
