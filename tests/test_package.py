@@ -56,12 +56,13 @@ def test_importing_the_data_room_imports_no_torchvision() -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with photo.jpg and photos/, and a hub that answers with freshly written weights."""
+    """A folder with photo.jpg, photos/ and the authors' file, and a hub that answers with freshly written weights."""
     work = tmp_path / "work"
     (work / "photos").mkdir(parents=True)
     picture = Image.effect_mandelbrot((320, 240), (-2, -1, 1, 1), 50).convert("RGB")
     for name in ("photo.jpg", "photos/one.jpg", "photos/two.jpg"):
         picture.save(work / name)
+    torch.save(vertebra.create_model("dla34").state_dict(), work / "dla34-ba72cf86.pth")
     monkeypatch.chdir(work)
 
     def download(repo_id: str, filename: str, **_: Any) -> str:
