@@ -24,7 +24,6 @@ if os.environ.get("VERTEBRA_SHAPES", "1") != "0":
 _CACHE = tempfile.mkdtemp(prefix="vertebra-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.update(HF_HOME=f"{_CACHE}/huggingface", TORCH_HOME=f"{_CACHE}/torch", HF_HUB_DISABLE_TELEMETRY="1")
-os.environ.update(VERTEBRA_CACHE=f"{_CACHE}/vertebra")
 for _name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"):
     os.environ.pop(_name, None)
 
