@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vertebra.hub.registry import REGISTRY
+from vertebra.layers.squeeze_excite import SqueezeExcite
 from vertebra.models.backbone import Backbone
 from vertebra.models.vit import VisionTransformer
 
@@ -49,6 +50,10 @@ def measure(model: Backbone | str, input_size: Size | None = None) -> Cost:
     size = input_size or default_size(built)
     ghost = _on_meta(built).eval()
     with _Counter() as counter, torch.no_grad():
+        for module in ghost.modules():
+            if isinstance(module, SqueezeExcite):
+                # The published figures count the head's pooling but no gate's: what the mean will add goes off again.
+                module.register_forward_pre_hook(lambda _, args: counter.uncount_mean(args[0]))
         ghost(torch.empty(1, *size, device="meta"))
     params = sum(p.numel() for p in built.parameters())
     return Cost(params, counter.products + counter.others, counter.products, counter.activations, size)
@@ -87,6 +92,10 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 class _Counter(TorchDispatchMode):
     """Sums what passes below autograd: each operator once, composite ones as their parts."""
+
+    def uncount_mean(self, x: Tensor) -> None:
+        """Take off what the mean of each of `x`'s channels adds."""
+        self.others -= x.numel() + x.shape[0] * x.shape[1]
 
     def __init__(self) -> None:
         super().__init__()

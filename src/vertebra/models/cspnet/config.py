@@ -119,7 +119,10 @@ VARIANTS = {
     "darknet17": Variant(replace(_DARK53, depths=(1, 1, 1, 1, 1)), params=14_304_840, gmacs=3.26, macts=7.18),
     "darknet21": Variant(replace(_DARK53, depths=(1, 1, 1, 2, 2)), params=20_863_048, gmacs=3.93, macts=7.47),
     "sedarknet21": Variant(
-        CspNetConfig(stage="dark", mid_ratio=(0.5,) * 5, depths=(1, 1, 1, 2, 2), se_ratio=1 / 16), params=20_950_432
+        CspNetConfig(stage="dark", mid_ratio=(0.5,) * 5, depths=(1, 1, 1, 2, 2), se_ratio=1 / 16),
+        params=20_950_432,
+        gmacs=3.93,
+        macts=7.47,
     ),
     "darknet53": Variant(_DARK53, params=41_609_928, gmacs=9.31, macts=12.39),
     "darknetaa53": Variant(replace(_DARK53, down_average=True), params=36_022_984, gmacs=7.97, macts=12.39),
