@@ -9,7 +9,7 @@ Bars: at least 5x faster on dla102 and deit_base_distilled_patch16_224; `import 
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -40,29 +40,29 @@ def creation(folder: Path) -> tuple[list[str], dict[str, float]]:
     return lines, figures
 
 
-def process(*command: str) -> float:
-    """Seconds of a whole process, the median of seven after one warm-up."""
-    times = list[float]()
-    for _ in range(8):
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    return median(times[1:])
+def process(*command: str) -> None:
+    """A whole process, from start to end."""
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def imports() -> tuple[list[str], dict[str, float]]:
     """What the import costs beyond torch's own, and what `--help` takes."""
-    torch_alone = process(sys.executable, "-c", "import torch")
-    both = process(sys.executable, "-c", "import torch, vertebra")
-    create = process(sys.executable, "-c", "import torch, vertebra; vertebra.create_model")
     script = str(Path(sys.executable).with_name("vertebra"))
-    help_ = process(script, "--help")
+    commands = {
+        "torch": (sys.executable, "-c", "import torch"),
+        "import": (sys.executable, "-c", "import torch, vertebra"),
+        "create_model": (sys.executable, "-c", "import torch, vertebra; vertebra.create_model"),
+        "help": (script, "--help"),
+    }
+    times = interleave({name: partial(process, *command) for name, command in commands.items()}, rounds=7)
+    seconds = {name: median(taken) for name, taken in times.items()}
+    costs = {name: seconds[name] - seconds["torch"] for name in ("import", "create_model")} | {"help": seconds["help"]}
     lines = [
-        f"import vertebra beyond torch        {(both - torch_alone) * 1e3:7.1f} ms (bar 100 ms)",
-        f"  with create_model loaded          {(create - torch_alone) * 1e3:7.1f} ms",
-        f"vertebra --help                     {help_ * 1e3:7.1f} ms (bar 500 ms)",
+        f"import vertebra beyond torch        {costs['import'] * 1e3:7.1f} ms (bar 100 ms)",
+        f"  with create_model loaded          {costs['create_model'] * 1e3:7.1f} ms",
+        f"vertebra --help                     {costs['help'] * 1e3:7.1f} ms (bar 500 ms)",
     ]
-    return lines, {"import": both - torch_alone, "create_model": create - torch_alone, "help": help_}
+    return lines, costs
 
 
 def main() -> None:

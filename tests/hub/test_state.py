@@ -52,6 +52,36 @@ def test_safetensors_with_metadata(tmp_path: Path) -> None:
     assert metadata == {"format": "pt", "who": "me"}
 
 
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+
+
+def test_safetensors_of_every_type_and_shape_each_with_its_own_storage(tmp_path: Path) -> None:
+    """Also odd numbers of bytes, after which nothing is aligned."""
+    saved = {f"{dtype}".removeprefix("torch."): torch.arange(7).to(dtype) for dtype in DTYPES}
+    saved |= {"scalar": torch.tensor(5), "none": torch.empty(0, 3), "map": torch.rand(2, 3, 4)}
+    path = tmp_path / "a.safetensors"
+    save_file(saved, path)
+    content = path.read_bytes()
+    state = read_file(path)[0]
+    assert set(state) == set(saved)
+    for key, tensor in saved.items():
+        assert state[key].dtype == tensor.dtype
+        assert state[key].shape == tensor.shape
+        assert torch.equal(state[key], tensor)
+        assert state[key].untyped_storage().nbytes() == tensor.nbytes
+        state[key].zero_()
+    assert path.read_bytes() == content
+
+
 class Touch:
     """Unpickled, it would create a file."""
 

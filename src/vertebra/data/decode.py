@@ -75,10 +75,8 @@ def decode(
         try:
             with reopen() as stream:
                 return _read(stream, name, max_pixels)
-        except Image.DecompressionBombError as error:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is None or (max_pixels is not None and max_pixels <= 2 * limit):
-                raise _too_large(name, max_pixels, str(error)) from error
+        except Image.DecompressionBombError:
+            pass  # Pillow's limit at that moment, which another thread may have set: only max_pixels decides
         with _pillow_limit(max_pixels):
             try:
                 with reopen() as stream:

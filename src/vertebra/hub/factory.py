@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vertebra.hub.fetch import hub_weights, url_file
 from vertebra.hub.fit import LoadReport, load_state
@@ -151,6 +152,20 @@ def _download(cfg: PretrainedCfg, revision: str | None, cache_dir: Path | str | 
     return None
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Layers do not draw or fill their first values: on `meta` they have none, yet it is a quarter of building."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.Tensor.zero_, torch.Tensor.fill_) and args[0].is_meta:
+            return args[0]
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def build(
     arch: str,
     config: ModelConfig,
@@ -163,7 +178,7 @@ def build(
 ) -> Backbone:
     """A model on `meta`, filled from `state` where there is one; only what is then still empty is initialised."""
     family = REGISTRY.family(arch)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         model: Backbone = family.build(config)
     report = LoadReport()
     if state is not None:

@@ -213,9 +213,14 @@ _RA = Preprocess(crop_pct=0.95, test_input_size=(3, 288, 288), test_crop_pct=1.0
 def _later(name: str, file: str | None = None) -> tuple[str, Weights]:
     """A checkpoint trained after the paper's, which the bare name means: `tv2` is torchvision's second recipe."""
     tv2 = name.endswith(".tv2_in1k")
+    origin = (
+        "https://download.pytorch.org/models"
+        if tv2
+        else "https://github.com/huggingface/pytorch-image-models/releases/download"
+    )
     return name, Weights(
         hub=f"timm/{name}",
-        url=f"https://github.com/huggingface/pytorch-image-models/releases/download/{file}" if file else None,
+        url=f"{origin}/{file}" if file else None,
         license="bsd-3-clause" if tv2 else "apache-2.0",
         preprocess=_TV2 if tv2 else _RA,
         paper="arXiv:2003.13678",
@@ -225,8 +230,15 @@ def _later(name: str, file: str | None = None) -> tuple[str, Weights]:
 
 _LATER = dict(
     [
-        *(_later(f"regnetx_{size}.tv2_in1k") for size in ("008", "016", "032", "080", "160", "320")),
-        *(_later(f"regnety_{size}.tv2_in1k") for size in ("004", "016", "320")),
+        _later("regnetx_008.tv2_in1k", "regnet_x_800mf-94a99ebd.pth"),
+        _later("regnetx_016.tv2_in1k", "regnet_x_1_6gf-a12f2b72.pth"),
+        _later("regnetx_032.tv2_in1k", "regnet_x_3_2gf-7071aa85.pth"),
+        _later("regnetx_080.tv2_in1k", "regnet_x_8gf-2b70d774.pth"),
+        _later("regnetx_160.tv2_in1k", "regnet_x_16gf-ba3796d7.pth"),
+        _later("regnetx_320.tv2_in1k", "regnet_x_32gf-6eb8fdc6.pth"),
+        _later("regnety_004.tv2_in1k", "regnet_y_400mf-e6988f5f.pth"),
+        _later("regnety_016.tv2_in1k", "regnet_y_1_6gf-0d7bc02a.pth"),
+        _later("regnety_320.tv2_in1k", "regnet_y_32gf-8db6d4b5.pth"),
         _later("regnety_032.ra_in1k", "v0.1-weights/regnety_032_ra-7f2439f9.pth"),
         _later("regnety_040.ra3_in1k", "v0.1-tpu-weights/regnety_040_ra3-670e1166.pth"),
         _later("regnety_064.ra3_in1k", "v0.1-tpu-weights/regnety_064_ra3-aa26dc7d.pth"),
