@@ -20,10 +20,12 @@ import pytest
 if os.environ.get("VERTEBRA_SHAPES", "1") != "0":
     jaxtyping.install_import_hook(["vertebra.layers", "vertebra.models"], "beartype.beartype")
 
-# A test must not see what its user once downloaded: huggingface_hub and torch.hub read these when they are imported.
+# A test must not see what its user once downloaded or compiled, nor add to it: huggingface_hub and torch.hub read these
+# when they are imported, vertebra.runtime when it looks for an artefact.
 _CACHE = tempfile.mkdtemp(prefix="vertebra-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.update(HF_HOME=f"{_CACHE}/huggingface", TORCH_HOME=f"{_CACHE}/torch", HF_HUB_DISABLE_TELEMETRY="1")
+os.environ["VERTEBRA_CACHE"] = f"{_CACHE}/vertebra"
 for _name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"):
     os.environ.pop(_name, None)
 

@@ -55,7 +55,7 @@ def test_importing_the_data_room_imports_no_torchvision() -> None:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked_shapes: None) -> Path:
     """A folder with photo.jpg, photos/ and the authors' file, and a hub that answers with freshly written weights."""
     work = tmp_path / "work"
     (work / "photos").mkdir(parents=True)

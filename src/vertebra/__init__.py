@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vertebra.models.aggregate import aggregate as aggregate
     from vertebra.models.groups import freeze as freeze
     from vertebra.models.groups import layer_groups as layer_groups
+    from vertebra.runtime.optimize import Optimized as Optimized
+    from vertebra.runtime.optimize import optimize as optimize
     from vertebra.spec import UnknownNameError as UnknownNameError
     from vertebra.spec import VertebraError as VertebraError
     from vertebra.spec import WeightsError as WeightsError
@@ -49,12 +51,14 @@ _HOMES = {
     "vertebra.hub.save": ("save_model",),
     "vertebra.models.aggregate": ("aggregate",),
     "vertebra.models.groups": ("freeze", "layer_groups"),
+    "vertebra.runtime.optimize": ("Optimized", "optimize"),
     "vertebra.spec": ("UnknownNameError", "VertebraError", "WeightsError", "WeightsUnavailableError"),
 }
 _OWNER = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("compat", "data", "engine", "hub", "layers", "models", "spec")
+_ROOMS = ("compat", "data", "engine", "hub", "layers", "models", "runtime", "spec")
 
 __all__ = [
+    "Optimized",
     "Prediction",
     "Predictor",
     "UnknownNameError",
@@ -78,6 +82,7 @@ __all__ = [
     "load_model",
     "model_entrypoint",
     "models",
+    "optimize",
     "save_model",
 ]
 

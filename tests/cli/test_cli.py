@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 import vertebra
 from vertebra.cli import app
+from vertebra.engine.reading import TOLERANCE
 from vertebra.hub.registry import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,13 +70,17 @@ def complaint(result: Result) -> str:
 
 def test_the_dog_is_a_samoyed(shared_data: Path) -> None:
     file = shared_data / "weights" / f"{DEIT}.safetensors"
-    done = run_process("classify", shared_data / "photos" / "dog.jpg", "--model", DEIT, "--weights", file)
+    named = ("classify", shared_data / "photos" / "dog.jpg", "--model", DEIT, "--weights", file)
+    done = run_process(*named, "--exact")
     assert done.returncode == 0
     assert done.stderr == ""
     assert done.stdout.splitlines()[0] == str(shared_data / "photos" / "dog.jpg")
     assert done.stdout.splitlines()[1].split()[:2] == ["77.5%", "Samoyed"]
     assert len(done.stdout.splitlines()) == 1 + 5 + 1
     assert "\x1b" not in done.stdout
+    quick = json.loads(run(*named, "--json").stdout)["predictions"][0]
+    assert quick["label"] == "Samoyed"
+    assert quick["probability"] == pytest.approx(0.775, abs=TOLERANCE)
 
 
 def test_weights_that_cannot_be_had_are_one_line_that_says_how_to_go_on(photos: Path, tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
 """Every promise of a model, kept by every model: none is left out, and a limitation is an error that says so.
 
-Where only shapes are at stake the models stay on `meta`. Where values are, they are small (tests/zoo.py).
+Here those in which values are at stake; the models are small (tests/zoo.py). test_shapes.py has the others.
 """
 
-import copy
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,75 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import vertebra
-from tests.zoo import ARCHS, is_transformer, random_state, relative, small_model, small_options, small_size
-from vertebra.hub.registry import REGISTRY
+from tests.contract.subject import SAME, Subject, is_distilled, on_meta, promised, shapes, with_state
+from tests.zoo import is_transformer, relative, small_options
 from vertebra.layers.drop_path import DropPath
 from vertebra.models import backbone as backbone_module
-from vertebra.models.deit import DistilledConfig
-
-MAP_POOLS = {"": 1, "avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2}
-TOKEN_POOLS = ("", "token", "avg", "max", "avgmax", "map")
-
-
-SAME = 1e-5
-"""Two copies of a model may differ in the last bit: where its weights lie in memory decides which kernels run."""
-
-
-def is_distilled(arch: str) -> bool:
-    return isinstance(REGISTRY.variant(arch).config, DistilledConfig)
-
-
-def image(arch: str, batch: int = 2, *, chans: int = 3, device: str = "cpu", dtype: Any = None) -> Tensor:
-    return torch.randn(batch, chans, *small_size(arch), device=device, dtype=dtype)
-
-
-def on_meta(arch: str, **options: Any) -> Any:
-    return small_model(arch, device="meta", **options)
-
-
-def shapes(maps: list[Tensor]) -> list[tuple[int, ...]]:
-    return [tuple(m.shape) for m in maps]
-
-
-def promised(arch: str, stages: list[dict[str, Any]], batch: int = 2) -> list[tuple[int, ...]]:
-    """The shapes that `feature_info` announces for `image(arch)`."""
-    height, width = small_size(arch)
-    return [(batch, s["num_chs"], height // s["reduction"], width // s["reduction"]) for s in stages]
-
-
-def with_state(arch: str, state: dict[str, Tensor], **options: Any) -> Any:
-    """Built on `meta` and given copies of `state`: nothing is initialised in vain."""
-    model = on_meta(arch, num_classes=10, **options).eval()
-    model.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
-    return model
-
-
-class Subject:
-    """A filled model in eval mode that no test changes (`own()` is a copy to change), and what it answers."""
-
-    def __init__(self, arch: str) -> None:
-        self.arch = arch
-        self.state = random_state(on_meta(arch, num_classes=10).state_dict())
-        self.model = with_state(arch, self.state)
-        self.x = image(arch)
-        with torch.no_grad():
-            self.features, self.maps = self.model.forward_intermediates(self.x)
-            self.logits = self.model.forward_head(self.features)
-
-    def own(self) -> Any:
-        return copy.deepcopy(self.model)
-
-
-@pytest.fixture(scope="module", params=ARCHS)
-def arch(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def subject(arch: str) -> Subject:
-    torch.manual_seed(0)
-    return Subject(arch)
-
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
@@ -224,69 +157,7 @@ def test_reset_classifier_gives_a_fresh_one(subject: Subject) -> None:
     assert all(torch.equal(v, subject.state[k]) for k, v in model.state_dict().items() if not k.startswith(heads))
 
 
-@pytest.fixture(scope="module")
-def trunk(arch: str) -> Tensor:
-    return on_meta(arch).forward_features(image(arch, device="meta"))
-
-
-@pytest.mark.parametrize("pool", sorted({*MAP_POOLS, *TOKEN_POOLS}))
-def test_global_pools(arch: str, pool: str, trunk: Tensor) -> None:
-    """Created with, and changed to: both answer alike, or both refuse and say what is possible."""
-    possible = TOKEN_POOLS if is_transformer(arch) else tuple(MAP_POOLS)
-    possible = ("token",) if is_distilled(arch) else possible
-    model = on_meta(arch, num_classes=10)
-    if pool not in possible:
-        for act in (lambda: on_meta(arch, global_pool=pool), lambda: model.reset_classifier(10, pool)):
-            with pytest.raises(vertebra.VertebraError, match="global_pool"):
-                act()
-        return
-    created = on_meta(arch, num_classes=10, global_pool=pool)
-    model.reset_classifier(10, pool)
-    assert {k: v.shape for k, v in created.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
-    expected: tuple[int, ...] = (2, 10)
-    if pool == "":
-        expected = (*trunk.shape[:2], 10) if is_transformer(arch) else (2, 10, *trunk.shape[2:])
-    assert created.forward_head(trunk).shape == model.forward_head(trunk).shape == expected
-    width = created.num_features * MAP_POOLS.get(pool, 1)
-    assert created.head_hidden_size == model.head_hidden_size == width
-    if pool:
-        assert created.forward_head(trunk, pre_logits=True).shape == (2, width)
-
-
 # --- features ---------------------------------------------------------------------------------------------------------
-
-
-def test_features_only_shapes(arch: str) -> None:
-    """By default and for any choice of stages, in the order asked for; feature_info says what comes."""
-    x, count = image(arch, device="meta"), len(on_meta(arch).feature_info)
-    for chosen in (None, [0], [-1, 0, count // 2]):
-        options = {} if chosen is None else {"out_indices": chosen}
-        model = on_meta(arch, features_only=True, **options)
-        info = model.feature_info
-        expected = [i % count for i in (info.out_indices if chosen is None else chosen)]
-        if chosen is None:
-            assert len(expected) > 1
-        stages = [info[i] for i in expected]
-        assert shapes(model(x)) == promised(arch, stages)
-        assert info.channels() == [s["num_chs"] for s in stages]
-        assert info.reduction() == [s["reduction"] for s in stages]
-        assert info.module_name() == [s["module"] for s in stages]
-
-
-def test_features_only_is_as_the_reference_implementations(arch: str) -> None:
-    with torch.device("meta"):
-        theirs: Any = timm.create_model(arch, features_only=True, **small_options(arch))
-    ours, x = on_meta(arch, features_only=True), image(arch, device="meta")
-    assert shapes(ours(x)) == shapes(theirs(x))
-    for question in ("channels", "reduction", "module_name"):
-        assert list(getattr(ours.feature_info, question)()) == list(getattr(theirs.feature_info, question)())
-
-
-def test_features_only_refuses_stages_that_do_not_exist(arch: str) -> None:
-    with pytest.raises(vertebra.VertebraError, match="stage 99"):
-        on_meta(arch, features_only=True, out_indices=[99])
-    with pytest.raises(vertebra.VertebraError, match="features_only"):
-        on_meta(arch, out_indices=[0])
 
 
 @torch.no_grad()
@@ -359,19 +230,6 @@ def test_pruning_keeps_what_was_asked_for(subject: Subject) -> None:
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chans", [1, 4])
-def test_input_channels(arch: str, chans: int) -> None:
-    model = on_meta(arch, in_chans=chans, features_only=True, out_indices=[0])
-    assert shapes(model(image(arch, chans=chans, device="meta"))) == promised(arch, [model.feature_info[0]])
-    assert on_meta(arch, in_chans=chans).get_submodule(REGISTRY.variant(arch).config.first_conv).in_channels == chans
-
-
-def test_device_and_dtype(arch: str) -> None:
-    model = on_meta(arch, dtype=torch.bfloat16)
-    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
-    assert all(t.is_meta for t in model.state_dict().values())
-
-
 @torch.no_grad()
 def test_bf16_answers_are_close(subject: Subject) -> None:
     model = subject.own().bfloat16()
@@ -384,13 +242,6 @@ def test_bf16_answers_are_close(subject: Subject) -> None:
 def test_channels_last_answers_the_same(subject: Subject) -> None:
     model = subject.own().to(memory_format=torch.channels_last)
     assert relative(model(subject.x.to(memory_format=torch.channels_last)), subject.logits) < 1e-5
-
-
-@pytest.mark.parametrize("option", [{"num_clases": 3}, {"drop_path": 0.1}, {"no_such_thing": 1}])
-def test_unknown_options_are_refused(arch: str, option: dict[str, Any]) -> None:
-    name = next(iter(option))
-    with pytest.raises(vertebra.UnknownNameError, match=f"unknown option '{name}'"):
-        vertebra.create_model(arch, device="meta", **option)
 
 
 # --- leaving this process ---------------------------------------------------------------------------------------------
@@ -415,21 +266,3 @@ def test_copies(subject: Subject) -> None:
     for parameter in copied.parameters():
         parameter.zero_()
     assert torch.equal(subject.model(subject.x), subject.logits)
-
-
-def test_pickles(arch: str) -> None:
-    model = on_meta(arch)
-    again = pickle.loads(pickle.dumps(model))  # noqa: S301 - our own bytes
-    assert type(again) is type(model)
-    assert list(again.state_dict()) == list(model.state_dict())
-    assert again.pretrained_cfg == model.pretrained_cfg
-    assert again.config == model.config
-
-
-@torch.no_grad()
-def test_exports_with_a_dynamic_batch(subject: Subject, unchecked_shapes: None) -> None:
-    program = torch.export.export(
-        subject.model, (subject.x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1, max=64)}}
-    )
-    three = torch.randn(3, *subject.x.shape[1:])
-    assert relative(program.module()(three), subject.model(three)) < 1e-5

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import vertebra
+from tests.contract.subject import keeps
 from tests.zoo import ARCHS, has_option, is_transformer, random_state, relative, small_model, small_size
 from vertebra.hub.fit import adapt_input
 from vertebra.hub.registry import REGISTRY
@@ -29,10 +30,6 @@ def filled(arch: str, **options: Any) -> Any:
     model = small_model(arch, num_classes=5, **options).eval()
     model.load_state_dict(random_state(model.state_dict()))
     return model
-
-
-def keeps(arch: str, promise: str) -> bool:
-    return promise not in REGISTRY.variant(arch).config.limits
 
 
 @pytest.mark.parametrize("arch", CNNS)
@@ -163,17 +160,3 @@ def test_compiles_whole(arch: str, unchecked_shapes: None) -> None:
     model = small_model(arch, device="meta").eval()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert compiled(torch.empty(2, 3, *small_size(arch), device="meta")).shape == (2, model.num_classes)
-
-
-def exported(model: nn.Module, x: Tensor, dims: dict[int, Any]) -> Any:
-    return torch.export.export(model, (x,), dynamic_shapes={"x": dims}, strict=False).module()
-
-
-@pytest.mark.parametrize("arch", [arch for arch in CNNS if keeps(arch, "export_size")])
-def test_exports_with_dynamic_size(arch: str, unchecked_shapes: None) -> None:
-    """Batch, height and width all free, in one program (shapes alone: values are the business of test_contract)."""
-    model = small_model(arch, device="meta").eval()
-    side = torch.export.Dim.DYNAMIC
-    program = exported(model, torch.empty(2, 3, 64, 96, device="meta"), {0: side, 2: side, 3: side})
-    for shape in ((2, 3, 64, 96), (5, 3, 160, 96), (3, 3, 96, 224)):
-        assert program(torch.empty(shape, device="meta")).shape == (shape[0], model.num_classes)

@@ -1,6 +1,8 @@
 """The one walk from a photo to its labels, with real weights and real photos where those decide."""
 
 import io
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import torch
 from PIL import Image
 
 import vertebra
-from vertebra.data import DecodeError, create_transform, resolve_model_data_config
+from vertebra.data import DecodeError, create_transform, decode, resolve_model_data_config
+from vertebra.engine import predict as predict_module
+from vertebra.engine import speed as speed_module
 from vertebra.engine.predict import Prediction, Predictor
+from vertebra.engine.reading import AHEAD, OVERSIZE, TOLERANCE, batches, split
 from vertebra.models.backbone import Backbone
 from vertebra.spec import VertebraError
 
@@ -126,7 +131,7 @@ def test_bad_inputs_cost_the_others_nothing(tiny: Backbone, tmp_path: Path) -> N
             assert answer.probabilities == pytest.approx(alone.probabilities, rel=1e-4)
 
 
-def test_a_stream_reads_one_batch_ahead_and_no_further(tiny: Backbone) -> None:
+def test_a_stream_reads_two_batches_ahead_and_no_further(tiny: Backbone) -> None:
     taken = 0
 
     def endless() -> Iterator[bytes]:
@@ -138,7 +143,8 @@ def test_a_stream_reads_one_batch_ahead_and_no_further(tiny: Backbone) -> None:
     answers = Predictor(tiny, transform=small, batch_size=3).stream(endless())
     for count in range(1, 8):
         next(answers)
-        assert count <= taken < count + 3
+        assert count <= taken < count + 3 * (1 + AHEAD)
+    answers.close()
 
 
 def test_nothing_in_nothing_out(tiny: Backbone) -> None:
@@ -192,3 +198,201 @@ def test_models_that_name_no_classes_or_see_no_rgb_are_refused() -> None:
         Predictor(vertebra.create_model("dla46_c", num_classes=0, device="meta"))
     with pytest.raises(VertebraError, match="1 channels"):
         Predictor(vertebra.create_model("dla46_c", in_chans=1, device="meta"))
+
+
+def test_batch_and_single_photo_get_the_transforms_own_numbers(tiny: Backbone, shared_data: Path) -> None:
+    transform = create_transform(**resolve_model_data_config(tiny), is_training=False)
+    steps = split(transform, exact=True)
+    photos = sorted((shared_data / "photos").glob("*.JPEG"))[:6]
+    wanted = torch.stack([transform(decode(photo)) for photo in photos])
+    assert steps.batch is not None
+    assert steps.at_least is None
+    assert torch.equal(steps.batch(torch.stack([steps.one(decode(photo)) for photo in photos])), wanted)
+    exact = Predictor(tiny, exact=True)
+    assert torch.equal(torch.stack([exact.prepare(photo) for photo in photos]), wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "side"),
+    [
+        ({"input_size": 224, "crop_pct": 0.875}, 256 * OVERSIZE),
+        ({"input_size": (3, 192, 256), "crop_pct": 1.0, "crop_mode": "squash"}, 256 * OVERSIZE),
+        ({"input_size": 224, "crop_mode": "border"}, None),
+    ],
+)
+def test_how_much_of_a_photo_a_transform_needs(options: dict[str, object], side: int | None) -> None:
+    assert split(create_transform(**options), exact=False).at_least == side
+    assert split(create_transform(**options), exact=True).at_least is None
+
+
+def test_large_jpegs_are_decoded_smaller_and_answered_alike(deit: Backbone, shared_data: Path, tmp_path: Path) -> None:
+    quick, exact = Predictor(deit, top=1000), Predictor(deit, top=1000, exact=True)
+    worst, changed = 0.0, 0
+    for name in sorted(p.name for p in (shared_data / "photos").glob("*.JPEG"))[::12]:
+        with Image.open(shared_data / "photos" / name) as small_one:
+            large = small_one.convert("RGB").resize((2400, 1800), Image.Resampling.BICUBIC)
+        large.save(tmp_path / name, "JPEG", quality=90)
+        a, b = quick(tmp_path / name), exact(tmp_path / name)
+        first, second = (dict(zip(p.indices, p.probabilities, strict=True)) for p in (a, b))
+        worst = max(worst, *(abs(first[i] - second[i]) for i in first))
+        changed += a.indices[0] != b.indices[0]
+    assert 0 < worst <= TOLERANCE
+    assert changed == 0
+    (tmp_path / "size.jpg").write_bytes(jpeg("red", (2400, 1800)))
+    assert decode(tmp_path / "size.jpg", at_least=512).size == (1200, 900)
+    assert decode(tmp_path / "size.jpg", at_least=100).size == (300, 225)
+    assert decode(tmp_path / "size.jpg", at_least=4000).size == (2400, 1800)
+
+
+def test_reading_and_answering_overlap() -> None:
+    reading = threading.Event()
+
+    def read(number: int) -> torch.Tensor:
+        if number >= 4:
+            reading.set()
+        return torch.tensor(number)
+
+    stream = batches(range(100), read, size=4, workers=2)
+    first = next(stream)
+    assert [source for source, _ in first] == [0, 1, 2, 3]
+    assert reading.wait(10)  # the second batch is read although nobody has asked for it
+    stream.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("vertebra-read")]
+
+
+def test_an_error_that_is_not_the_photos_ends_the_stream() -> None:
+    def read(number: int) -> torch.Tensor:
+        raise KeyError(number)
+
+    with pytest.raises(KeyError):
+        list(batches(range(10), read, size=2, workers=2))
+
+
+class Background:
+    """Stands in for a compilation in another process."""
+
+    started = 0
+    finished = closed = False
+    kept = True
+    said = ""
+
+    def __init__(self, *_: object) -> None:
+        type(self).started += 1
+
+    def done(self) -> bool:
+        return type(self).finished
+
+    def failure(self) -> str:
+        return type(self).said
+
+    def close(self) -> None:
+        type(self).closed = True
+
+
+@pytest.fixture
+def background(monkeypatch: pytest.MonkeyPatch) -> type[Background]:
+    fresh = type("Fresh", (Background,), {})
+    monkeypatch.setattr(speed_module, "Build", fresh)
+    monkeypatch.setattr(speed_module, "is_cached", lambda *_, **__: fresh.finished and fresh.kept and not fresh.said)
+    monkeypatch.setattr(speed_module, "optimize", lambda *_, **__: lambda x: torch.eye(7)[4].expand(len(x), -1) * 9)
+    return fresh
+
+
+def firsts(predictor: Predictor, count: int) -> list[bool]:
+    """For each of `count` photos, whether the fast stand-in, which always says class 4 and is sure, answered it."""
+    red = jpeg("red")
+    answers = [answer for _, answer in predictor.stream([red] * count)]
+    return [isinstance(a, Prediction) and a.indices[0] == 4 and a.probabilities[0] > 0.99 for a in answers]
+
+
+def test_few_photos_are_answered_by_the_model_itself(tiny: Backbone, background: type[Background]) -> None:
+    assert not any(firsts(Predictor(tiny, transform=small), speed_module.FEW - 1))
+    assert background.started == 0
+
+
+def test_many_photos_take_an_artefact_that_lies_ready(
+    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed_module, "is_cached", lambda *_, **__: True)
+    assert all(firsts(Predictor(tiny, transform=small), speed_module.FEW))
+    assert not any(firsts(Predictor(tiny, transform=small, optimize=False), speed_module.FEW))
+    assert background.started == 0
+
+
+def test_a_long_stream_starts_at_once_and_changes_when_the_compilation_ends(
+    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed_module, "LONG", 0.0)
+    predictor = Predictor(tiny, transform=small, batch_size=4)
+    by_fast = list[bool]()
+    for number, (_, answer) in enumerate(predictor.stream([jpeg("red")] * 48)):
+        assert isinstance(answer, Prediction)
+        by_fast.append(answer.indices[0] == 4 and answer.probabilities[0] > 0.99)
+        background.finished = number >= 20
+    assert background.started == 1
+    assert background.closed
+    assert not any(by_fast[:20])
+    assert all(by_fast[28:])
+    assert all(firsts(predictor, 3))  # it stays
+
+
+def test_a_compilation_that_fails_is_told_and_costs_no_answer(
+    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(speed_module, "LONG", 0.0)
+    background.finished, background.said = True, "no space left"
+    assert not any(firsts(Predictor(tiny, transform=small, batch_size=4), 40))
+    assert background.started == 1
+    assert "goes on in eager mode: no space left" in caplog.text
+
+
+def test_a_compilation_that_is_not_kept_is_not_repeated_here(
+    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(speed_module, "LONG", 0.0)
+    background.finished, background.kept = True, False
+    assert not any(firsts(Predictor(tiny, transform=small, batch_size=4), 40))
+    assert background.started == 1
+    assert "what was compiled is not kept" in caplog.text
+
+
+def test_a_compilation_that_nobody_waits_for_is_ended(
+    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed_module, "LONG", 0.0)
+    stream = Predictor(tiny, transform=small, batch_size=4).stream([jpeg("red")] * 40)
+    next(stream)
+    assert background.started == 1
+    stream.close()
+    assert background.closed
+
+
+def test_short_work_is_not_worth_a_compilation(tiny: Backbone, background: type[Background]) -> None:
+    start = time.monotonic()
+    firsts(Predictor(tiny, transform=small, batch_size=8), 40)
+    assert time.monotonic() - start > speed_module.LONG or background.started == 0
+
+
+def test_optimised_from_the_first_answer(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def fast(model: Backbone, dtype: str) -> object:
+        asked.append(dtype)
+        return model
+
+    monkeypatch.setattr(predict_module, "make_fast", fast)
+    Predictor(tiny, transform=small, optimize=True)
+    Predictor(tiny, transform=small, optimize=True, exact=True)
+    assert asked == ["auto", "f32"]
+
+
+def test_what_cannot_be_optimised_is_refused(tiny: Backbone) -> None:
+    with pytest.raises(VertebraError, match=r"optimize=True takes a model of vertebra's own, not Optimized"):
+        Predictor(vertebra.optimize(tiny, "eager", "f32"), transform=small, optimize=True)
+
+
+def test_an_optimised_model_predicts_like_its_own(tiny: Backbone) -> None:
+    fast = vertebra.optimize(tiny, "eager", "f32")
+    ours, own = Predictor(fast, transform=small)(jpeg("red")), Predictor(tiny, transform=small)(jpeg("red"))
+    assert ours.indices == own.indices
+    assert ours.probabilities == pytest.approx(own.probabilities, rel=1e-4)

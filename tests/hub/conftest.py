@@ -1,14 +1,18 @@
 """One small checkpoint that every test here may read: DLA-46-C, 10 classes, random values."""
 
 import json
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import vertebra
 from tests.zoo import random_state
+from vertebra.hub import fetch
 from vertebra.spec import State
 
 ARCH = "dla46_c"
@@ -44,3 +48,23 @@ def write_config(folder: Path, **changes: Any) -> None:
         "pretrained_cfg": {"tag": "mine", "input_size": [3, 96, 96], "mean": [0.1, 0.2, 0.3], "crop_pct": 0.7},
     }
     (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def holds(model: Any, state: State) -> bool:
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.fixture(autouse=True)
+def fresh_view_of_the_network() -> Iterator[None]:
+    forget = fetch.reachable.cache_clear
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def unplugged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

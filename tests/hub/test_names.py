@@ -1,17 +1,12 @@
-"""What a name means: a row, a folder, a hub repository (live, cached, offline), a URL; and how each of them fails."""
+"""What a name means: a row, a folder, a hub repository (live, cached, offline); and how each of them fails."""
 
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,24 +17,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from safetensors.torch import save_file
 
 import vertebra
-from tests.hub.conftest import ARCH, write_config
+from tests.hub.conftest import ARCH, holds, write_config
 from vertebra import UnknownNameError, WeightsError, WeightsUnavailableError
 from vertebra.hub import fetch
 from vertebra.hub.factory import describe
 from vertebra.spec import State
-
-
-@pytest.fixture(autouse=True)
-def fresh_view_of_the_network() -> Iterator[None]:
-    forget = fetch.reachable.cache_clear
-    forget()
-    yield
-    forget()
-
-
-def holds(model: Any, state: State) -> bool:
-    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
@@ -323,14 +305,6 @@ def test_an_older_name_in_a_real_cache_offline(
     assert holds(vertebra.create_model("me/net", pretrained=True, cache_dir=cache), state)
 
 
-@pytest.fixture
-def unplugged(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise socket.gaierror(-3, "Temporary failure in name resolution")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
 @pytest.mark.parametrize("name", ["dla34", "hf-hub:nobody/nothing", "nobody/nothing@v2"])
 def test_no_network_is_one_clear_line_at_once(name: str, unplugged: None, tmp_path: Path) -> None:
     before = time.monotonic()
@@ -353,124 +327,3 @@ def test_malformed_repository_names(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(fetch, "reachable", lambda _: True)
     with pytest.raises(WeightsUnavailableError, match="a/b/c"):
         vertebra.create_model("a/b/c", cache_dir=tmp_path)
-
-
-# --- original files by URL --------------------------------------------------------------------------------------------
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None:
-        self.server.requests.append(self.path)  # type: ignore[attr-defined]
-
-
-class Interrupted(BaseHTTPRequestHandler):
-    """Announces a file, sends half of it, and hangs up."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "100000")
-        self.end_headers()
-        self.wfile.write(b"x" * 50_000)
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-class Server:
-    def __init__(self, handler: Any) -> None:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = False  # so that closing waits for them
-        self.requests: list[str] = []
-        self.server.requests = self.requests  # type: ignore[attr-defined]
-        self.thread = Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}/{name}"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
-@pytest.fixture
-def files(tmp_path: Path, state: State) -> Path:
-    """What the server has: one file whose name carries its hash, the same under a wrong one, and one that is cut."""
-    served = tmp_path / "served"
-    served.mkdir()
-    torch.save({"module." + key: value for key, value in state.items()}, served / "a.pth")
-    content = (served / "a.pth").read_bytes()
-    (served / f"a-{hashlib.sha256(content).hexdigest()[:8]}.pth").write_bytes(content)
-    (served / "a-deadbeef.pth").write_bytes(content)
-    return served
-
-
-@pytest.fixture
-def server(files: Path) -> Iterator[Server]:
-    made = Server(partial(Quiet, directory=str(files)))
-    yield made
-    made.close()
-
-
-def by_url(url: str, cache: Path) -> Any:
-    overlay = {"url": url, "hf_hub_id": None, "num_classes": 10}
-    return vertebra.create_model(ARCH, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache)
-
-
-def good(files: Path) -> str:
-    return next(p.name for p in files.iterdir() if p.name.startswith("a-") and "dead" not in p.name)
-
-
-def test_url(server: Server, files: Path, state: State, tmp_path: Path) -> None:
-    cache = tmp_path / "new" / "cache"
-    assert holds(by_url(server.url(good(files)), cache), state)
-    assert [p.name for p in cache.iterdir()] == [good(files)]
-    count = len(server.requests)
-    assert holds(by_url(server.url(good(files)), cache), state)
-    assert len(server.requests) == count, "the second time it comes from the cache"
-
-
-def test_url_from_the_cache_without_a_network(server: Server, files: Path, state: State, tmp_path: Path) -> None:
-    by_url(server.url(good(files)), tmp_path / "cache")
-    model = by_url(f"http://192.0.2.1/{good(files)}", tmp_path / "cache")
-    assert holds(model, state)
-
-
-def test_url_with_another_hash(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"a-deadbeef\.pth is not the file that was published"):
-        by_url(server.url("a-deadbeef.pth"), tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_cached_file_that_changed(server: Server, files: Path, tmp_path: Path) -> None:
-    by_url(server.url(good(files)), tmp_path / "cache")
-    (tmp_path / "cache" / good(files)).write_bytes(b"something else")
-    with pytest.raises(WeightsError, match="its published hash begins with"):
-        by_url(server.url(good(files)), tmp_path / "cache")
-
-
-def test_url_not_found(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(WeightsUnavailableError, match=r"cannot download .*nothing-12345678\.pth: .*404"):
-        by_url(server.url("nothing-12345678.pth"), tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["cut-12345678.pth", "cut.pth"])
-def test_an_interrupted_download_leaves_nothing(name: str, tmp_path: Path) -> None:
-    server = Server(Interrupted)
-    try:
-        with pytest.raises(WeightsError) as caught:
-            by_url(server.url(name), tmp_path / "cache")
-    finally:
-        server.close()
-    assert list((tmp_path / "cache").iterdir()) == [], caught.value
-
-
-def test_url_without_a_network(unplugged: None, tmp_path: Path) -> None:
-    before = time.monotonic()
-    with pytest.raises(WeightsUnavailableError, match=r"cannot download .*no network"):
-        by_url("http://dl.example.org/a-12345678.pth", tmp_path / "cache")
-    assert time.monotonic() - before < 5

@@ -1,5 +1,7 @@
 """What only DeiT has: a second token, a second head, and the promise of what each mode answers."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -81,9 +83,13 @@ def test_shapes_of_the_convention() -> None:
     assert model.num_features == 768
 
 
-def test_image_size_can_be_changed_later(model, x: Tensor) -> None:
+def test_image_size_can_be_changed_later_and_is_saved_and_preprocessed_for(model, x: Tensor, tmp_path: Path) -> None:
     model.set_input_size((64, 32))
-    assert model(torch.randn(1, 3, 64, 32)).shape == (1, 5)
+    image = torch.randn(1, 3, 64, 32)
+    assert model(image).shape == (1, 5)
+    assert vertebra.data.resolve_model_data_config(model)["input_size"] == (3, 64, 32)
+    again = vertebra.load_model(vertebra.save_model(model, tmp_path / "tall.safetensors")).eval()
+    assert torch.allclose(again(image), model.eval()(image), atol=1e-6)
     with pytest.raises(vertebra.VertebraError, match="takes images of 64x32 pixels and was given 32x32"):
         model(x)
 

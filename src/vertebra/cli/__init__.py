@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from vertebra import __version__
+from vertebra.cli.benchmark import benchmark
 from vertebra.cli.classify import classify
 from vertebra.cli.convert import convert
+from vertebra.cli.export import export
 from vertebra.cli.group import OneLineErrors
 from vertebra.cli.info import info
 from vertebra.cli.models import models
@@ -46,6 +48,8 @@ app.command()(classify)
 app.command()(models)
 app.command()(info)
 app.command()(convert)
+app.command()(export)
+app.command()(benchmark)
 
 
 def main() -> None:

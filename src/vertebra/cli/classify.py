@@ -1,10 +1,12 @@
 """`vertebra classify`: photos in, their best labels out."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vertebra.cli.device import pick_device
 from vertebra.cli.inputs import expand
 from vertebra.cli.text import complain, console, print_json, put, put_name, shown
 from vertebra.spec import VertebraError, WeightsUnavailableError
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    from vertebra.engine.predict import Prediction, Transform
+    from vertebra.engine.predict import Classifier, Prediction
+    from vertebra.engine.reading import Transform
     from vertebra.models.backbone import Backbone
 
 DEFAULT_MODEL = "dla102.in1k"
@@ -29,7 +32,9 @@ def classify(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE|DIR", help="A model, its weights file or its folder.", show_default=DEFAULT_MODEL
+            metavar="NAME|FILE|DIR",
+            help="A model, its weights file, its folder, or an exported file.",
+            show_default=DEFAULT_MODEL,
         ),
     ] = None,
     weights: Annotated[
@@ -53,6 +58,17 @@ def classify(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse photos of more pixels.", show_default="178956970")
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Decode large JPEGs at full size, and compute in float32 throughout.")
+    ] = False,
+    optimize: Annotated[
+        bool | None,
+        typer.Option(
+            "--optimize/--no-optimize",
+            help="Compile the model first (once; it is kept), or never.",
+            show_default="as many photos ask for it",
+        ),
+    ] = None,
 ) -> None:
     """Name what is in photos: the likeliest labels and how likely each is.
 
@@ -64,6 +80,8 @@ def classify(
 
     `vertebra classify holidays/ 'more/*.png' --top 1 --json`
 
+    `vertebra classify photos/ --model dla102 --optimize`
+
     `vertebra classify dog.jpg --model deit_tiny_patch16_224 --weights deit_tiny.safetensors`
     """
     paths, failures = expand(photos)
@@ -74,14 +92,18 @@ def classify(
         from vertebra.data import DEFAULT_MAX_PIXELS, load_labels
         from vertebra.engine.predict import Predictor
 
-        loaded = _load(model, weights, {"test_pool": True} if test_pool else {})
+        fixed = {"--optimize": optimize, "--device": device not in (None, "cpu")}
+        source, transform = _open(model, weights, img_size, {"test_pool": True} if test_pool else {}, fixed)
         predictor = Predictor(
-            loaded,
-            transform=_transform(loaded, img_size) if img_size else None,
-            labels=load_labels(labels) if labels else None,
+            source,
+            transform=transform,
+            labels=load_labels(labels) if labels else getattr(source, "labels", None),
+            exact=exact,
+            optimize="auto" if optimize is None else optimize,
             top=top,
-            batch_size=batch_size,
-            device=_device(device),
+            # A file with its preprocessing inside takes photos as they are: of any size, so one at a time.
+            batch_size=1 if getattr(source, "with_preprocess", False) else batch_size,
+            device=pick_device(device),
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
         )
         for path, answer in predictor.stream(paths):
@@ -90,6 +112,28 @@ def classify(
             else:
                 report.answer(path, answer)
     report.end(len(paths) + len(failures))
+
+
+def _open(
+    model: str | None, weights: Path | None, img_size: int | None, options: dict[str, Any], fixed: Mapping[str, object]
+) -> "tuple[Classifier, Transform | None]":
+    """A model, or an exported file, and the transform that it asks for; None: its checkpoint's.
+
+    `fixed`: further options that an exported file has no use for, with whether they were given.
+    """
+    from vertebra.export import is_artefact, load
+
+    if model is None or not is_artefact(model):
+        loaded = _load(model, weights, options)
+        return loaded, _transform(loaded, img_size) if img_size else None
+    fixed = {"--weights": weights, "--img-size": img_size, "--test-pool": options, **fixed}
+    if named := next((option for option, given in fixed.items() if given), None):
+        raise typer.BadParameter(
+            "an exported file has its weights and its size inside, and runs on the CPU as it was compiled",
+            param_hint=f"'{named}'",
+        )
+    artefact = load(model)
+    return artefact, artefact.transform
 
 
 def _transform(model: "Backbone", img_size: int) -> "Transform":
@@ -117,22 +161,6 @@ def _load(model: str | None, weights: Path | None, options: dict[str, Any]) -> "
             f"{reason}; offline, give a local checkpoint (--model {name} --weights FILE), a folder with config.json and"
             " weights (--model DIR), or a machine's Hugging Face cache that holds it (HF_HOME=DIR HF_HUB_OFFLINE=1)"
         ) from error
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=torch.device(name)).cpu()
-    # What torch raises for a device depends on how it was built: no such name, no driver, not compiled in, no data.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        raise typer.BadParameter(
-            f"device {name!r} cannot be used on this machine; it has {', '.join(there)}", param_hint="'--device'"
-        ) from error
-    return name
 
 
 class _Report:

@@ -15,23 +15,51 @@ if TYPE_CHECKING:
 
 def info(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="An architecture (dla102), or a checkpoint (dla102.in1k).")
-    ],
+        str | None, typer.Argument(metavar="NAME", help="An architecture (dla102), or a checkpoint (dla102.in1k).")
+    ] = None,
+    runtime: Annotated[
+        bool, typer.Option("--runtime", help="This machine instead: what can run models here, and what would help.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Show a model: what it costs (measured now), its stages, and its checkpoints with preprocessing and licence.
+
+    Or, with --runtime, which backends this machine has.
 
     For example:
 
     `vertebra info dla102`
 
     `vertebra info deit_base_distilled_patch16_224.fb_in1k --json`
+
+    `vertebra info --runtime`
     """
+    if (name is None) is not runtime:
+        raise typer.BadParameter("give a model's NAME or --runtime, one of the two", param_hint="'NAME'")
+    if name is None:
+        _show_runtime(as_json)
+        return
     record = _record(name)
     if as_json:
         print_json(record)
     else:
         _print(console(), record)
+
+
+def _show_runtime(as_json: bool) -> None:
+    from vertebra.runtime.choose import describe
+
+    found = describe()
+    if as_json:
+        print_json(found)
+        return
+    out = console()
+    put_name(out, "this machine")
+    pairs = {key: ", ".join(value) if isinstance(value, list) else str(value) for key, value in found.items()}
+    put(out, _pairs({key: text for key, text in pairs.items() if key != "backends"}))
+    out.print()
+    put_name(out, "backends")
+    put(out, _pairs({name: ", ".join(f"{k}: {v}" for k, v in row.items()) for name, row in found["backends"].items()}))
 
 
 def _record(name: str) -> dict[str, Any]:

@@ -60,13 +60,18 @@ class DecodeError(VertebraError):
 
 
 def decode(
-    source: bytes | str | os.PathLike[str] | BinaryIO, *, max_pixels: int | None = DEFAULT_MAX_PIXELS
+    source: bytes | str | os.PathLike[str] | BinaryIO,
+    *,
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    at_least: int | None = None,
 ) -> Image.Image:
     """Read one image: mode RGB, 8 bits a channel, upright as EXIF says; of an animation, the first frame.
 
     Transparent parts become white; 16-bit levels keep their upper 8 bits; embedded colour profiles are not applied.
     A `str` is a path; a binary file is read from where it stands. `max_pixels` (width x height, `None` for no limit)
-    is checked before pixels are loaded. Raises `DecodeError`. Safe to call from several threads.
+    is checked before pixels are loaded. With `at_least`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long
+    as its shorter side keeps that many pixels: several times faster where a small image is all that is wanted.
+    Raises `DecodeError`. Safe to call from several threads.
     """
     if max_pixels is not None and max_pixels < 1:
         raise DecodeError(f"max_pixels={max_pixels}: give a positive number of pixels, or None for no limit")
@@ -74,13 +79,13 @@ def decode(
     with _pillow_silenced():
         try:
             with reopen() as stream:
-                return _read(stream, name, max_pixels)
+                return _read(stream, name, max_pixels, at_least)
         except Image.DecompressionBombError:
             pass  # Pillow's limit at that moment, which another thread may have set: only max_pixels decides
         with _pillow_limit(max_pixels):
             try:
                 with reopen() as stream:
-                    return _read(stream, name, max_pixels)
+                    return _read(stream, name, max_pixels, at_least)
             except Image.DecompressionBombError as error:
                 raise _too_large(name, max_pixels, str(error)) from error
 
@@ -131,11 +136,13 @@ def _file_stream(path: Path) -> BinaryIO:
         raise DecodeError(f"{str(path)!r}: cannot be read: {error}") from error
 
 
-def _read(stream: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
+def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | None) -> Image.Image:
     """Lets DecompressionBombError through: only the caller knows whether Pillow's own limit is the one that counts."""
     try:
         with Image.open(stream, formats=_formats()) as image:
             _check_size(image, name, max_pixels)
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))  # JPEGs only; other formats have nothing to leave out
             image.load()
             _check_size(image, name, max_pixels)  # an icon's header may lie about the picture inside
             upright = _turn_upright(image)

@@ -5,10 +5,10 @@ b batch, c channels, h w height and width in pixels, k classes.
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -16,13 +16,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vertebra.data import DEFAULT_MAX_PIXELS, DecodeError, decode, labels_for, resolve_model_data_config
+from vertebra.engine.reading import Transform, batches, default_workers, split
+from vertebra.engine.speed import Speed
 from vertebra.models.backbone import Backbone
+from vertebra.runtime.optimize import optimize as make_fast
 from vertebra.spec import VertebraError
 
 Source = bytes | str | os.PathLike[str] | BinaryIO | Image.Image
 """An encoded image (its bytes, its path, a binary file) or a decoded one."""
 AnySource = TypeVar("AnySource", bound=Source)
-Transform = Callable[[Image.Image], Tensor]
 
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
@@ -37,6 +39,18 @@ class Prediction:
     """Softmax over all classes, not only over these."""
 
 
+class Classifier(Protocol):
+    """What a predictor asks of a model: a `Backbone`, one that `optimize` made fast, or a file that was exported."""
+
+    num_classes: int
+    in_chans: int
+    pretrained_cfg: dict[str, Any]
+
+    def eval(self) -> Any: ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
 class Predictor:
     """The one way from an image to a `Prediction`: decode, transform, batch, model, softmax in float32.
 
@@ -49,7 +63,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Backbone,
+        model: Classifier,
         *,
         transform: Transform | None = None,
         labels: Sequence[str] | None = None,
@@ -57,27 +71,45 @@ class Predictor:
         batch_size: int = 16,
         device: torch.device | str | None = None,
         max_pixels: int | None = DEFAULT_MAX_PIXELS,
+        exact: bool = False,
+        optimize: bool | Literal["auto"] = "auto",
+        workers: int | None = None,
     ) -> None:
         """Put the model into eval mode, and onto `device` where one is named.
 
         `transform` and `labels` default to what the model's checkpoint says; classes that nobody named are called
         `class 17`. `top` is the number of classes to name (all of them, where the model has fewer). `max_pixels`
-        (width x height) bounds what is decoded; None: no bound. Raises `VertebraError`.
+        (width x height) bounds what is decoded; None: no bound.
+        `exact` decodes every pixel and computes in the model's own type; without it, large JPEGs are decoded at a
+        reduced scale (probabilities within `reading.TOLERANCE`), and an optimised model may use bf16.
+        `optimize` True: before the first answer; False: never; "auto": as a stream turns out long, on a CPU.
+        `workers` threads read a stream's photos; default: one a core. Raises `VertebraError`.
         """
-        for name, value in (("top", top), ("batch_size", batch_size)):
+        workers = default_workers() if workers is None else workers
+        for name, value in (("top", top), ("batch_size", batch_size), ("workers", workers)):
             if value < 1:
                 raise VertebraError(f"{name}={value}: give a whole number from 1 on")
         if model.num_classes < 1:
             raise VertebraError(
                 "this model has no classifier (num_classes=0), so it names no classes; call it directly"
             )
-        self.model = model.eval() if device is None else model.to(device).eval()
-        self.run = self.model
         self.transform = transform or _default_transform(model)
+        self._steps = split(self.transform, exact=exact)
         self.labels = _class_names(model, labels)
         self.top = min(top, len(self.labels))
-        self.batch_size = batch_size
-        self.max_pixels = max_pixels
+        self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
+        dtype = "f32" if exact else "auto"
+        self.run = self.model = _placed(model, device)
+        self.device, self.dtype = _place(self.model)
+        self._speed = None
+        if optimize is True:
+            if not isinstance(model, Backbone):
+                raise VertebraError(
+                    f"optimize=True takes a model of vertebra's own, not {type(model).__name__}; leave it out"
+                )
+            self.run = make_fast(model, dtype=dtype)
+        elif isinstance(model, Backbone) and optimize == "auto":
+            self._speed = Speed(model, dtype)
 
     def __call__(self, source: Source) -> Prediction:
         """One image. Raises `DecodeError` where it cannot be read."""
@@ -86,39 +118,70 @@ class Predictor:
     def stream(self, sources: Iterable[AnySource]) -> Iterator[tuple[AnySource, Prediction | VertebraError]]:
         """Each source with its prediction, or the error that names why there is none; in order, a batch at a time.
 
-        Memory does not grow with the number of sources: no more than one batch of them is read ahead.
+        Threads read the next two batches while one is answered. Memory does not grow with the number of sources. Of a
+        list, its length is taken for the number of photos to come.
         """
-        waiting = iter(sources)
-        while chunk := list(islice(waiting, self.batch_size)):
-            inputs = [self._prepare_or_error(source) for source in chunk]
-            good = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
-            answers = iter(self.answer(torch.stack(good)) if good else [])
-            for source, tensor in zip(chunk, inputs, strict=True):
-                yield source, next(answers) if isinstance(tensor, Tensor) else tensor
+        expected = len(sources) if isinstance(sources, Sized) else None
+        seen, start = 0, time.monotonic()
+        reader = batches(sources, self._read, size=self.batch_size, workers=self.workers)
+        try:
+            for chunk in reader:
+                self._shift(expected, seen, time.monotonic() - start)
+                seen += len(chunk)
+                good = [tensor for _, tensor in chunk if isinstance(tensor, Tensor)]
+                answers = iter(self.answer(self._finish(torch.stack(good))) if good else [])
+                for source, tensor in chunk:
+                    yield source, next(answers) if isinstance(tensor, Tensor) else tensor
+        finally:
+            if self._speed is not None:
+                self._speed.close()
+
+    def _shift(self, expected: int | None, seen: int, elapsed: float) -> None:
+        """Take something faster than the model, where it is ready and nobody has set `run` to something else."""
+        if self._speed is None or self.run is not self.model:
+            return
+        left = seen if expected is None else expected - seen  # of an unknown number, we are likely in the middle
+        self.run = self._speed.faster(max(expected or 0, seen), left * elapsed / max(seen, 1)) or self.run
 
     def prepare(self, source: Source) -> Float[Tensor, "c h w"]:
         """Decode and transform one image. Raises `DecodeError`."""
+        levels = self._read(source)
+        return levels if self._steps.batch is None else self._steps.batch(levels)
+
+    def _read(self, source: Source) -> Tensor:
+        """(c, h, w), finished but for what the whole batch gets at once."""
         if isinstance(source, Image.Image):
-            return self.transform(_upright_rgb(source, self.max_pixels))
-        return self.transform(decode(source, max_pixels=self.max_pixels))
+            return self._steps.one(_upright_rgb(source, self.max_pixels))
+        return self._steps.one(decode(source, max_pixels=self.max_pixels, at_least=self._steps.at_least))
+
+    def _finish(self, batch: Tensor) -> Tensor:
+        if self.device.type == "cuda":  # as bytes, a quarter of the way; pinned, the copy overlaps with computing
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        return batch if self._steps.batch is None else self._steps.batch(batch)
 
     @torch.inference_mode()
     def answer(self, batch: Float[Tensor, "b c h w"]) -> list[Prediction]:
         """The predictions of a batch of transformed images."""
-        like = next(self.model.parameters())
-        logits = self.run(batch.to(like.device, like.dtype))
+        logits = self.run(batch.to(self.device, self.dtype))
         best = logits.float().softmax(-1).topk(self.top)
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Prediction(tuple(self.labels[i] for i in where), tuple(where), tuple(p)) for where, p in rows]
 
-    def _prepare_or_error(self, source: Source) -> Tensor | VertebraError:
-        try:
-            return self.prepare(source)
-        except VertebraError as error:
-            return error
+
+def _placed(model: Classifier, device: torch.device | str | None) -> Classifier:
+    if device is not None and isinstance(model, torch.nn.Module):
+        model = cast("Classifier", model.to(device))
+    return cast("Classifier", model.eval())
 
 
-def _default_transform(model: Backbone) -> Transform:
+def _place(model: Classifier) -> tuple[torch.device, torch.dtype]:
+    """Where and as what a model wants its images."""
+    like = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    own = getattr(model, "device", "cpu")  # an optimised model has no parameters of its own
+    return (torch.device(own), torch.float32) if like is None else (like.device, like.dtype)
+
+
+def _default_transform(model: Classifier) -> Transform:
     from vertebra.data import create_transform  # torchvision: half a second that an own transform need not pay
 
     if model.in_chans != 3:
@@ -129,7 +192,7 @@ def _default_transform(model: Backbone) -> Transform:
     return create_transform(**config, is_training=False)
 
 
-def _class_names(model: Backbone, labels: Sequence[str] | None) -> tuple[str, ...]:
+def _class_names(model: Classifier, labels: Sequence[str] | None) -> tuple[str, ...]:
     if labels is None:
         known = labels_for(model.num_classes, model.pretrained_cfg)
         return known or tuple(f"class {i}" for i in range(model.num_classes))

@@ -39,7 +39,6 @@ class VitConfig(ModelConfig):
     limits: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "output_stride": "all blocks share one grid of patches: choose patch_size or img_size",
-            "export_size": "the exported position embedding has one grid; export once a size",
             "channels_last": "tokens have no memory format beyond the patch embedding",
         }
     )

@@ -1,0 +1,254 @@
+"""Optimised models beside timm's, eager and compiled by the user; from a folder to answers; the second start.
+
+    python benchmarks/runtime.py [--quick] [--models dla34,deit_tiny] [--parts speed,csp,int8,folder,start]
+                                 [--device cuda] [--no-compile]
+
+Same random weights on both sides, contestants in turn, medians. Bars (2 cores): against timm eager f32, geometric mean:
+f32 >= 1.9x, default >= 3.8x where the processor has bf16, int8 >= 5.5x; against the best of {timm + torch.compile
+frozen, timm -> OpenVINO, timm -> ONNX Runtime} at the same type >= 1.0x; share of the matrix-product peak at batch 8,
+default type, >= 70 % for dla34, dla102, cspdarknet53; cspdarknet53 / darknet53 <= 0.76; folder >= 3x; second start
+<= 2 s beyond eager. GPU: >= 2x eager, >= 1.15x torch.compile (bf16). `--no-compile` leaves out torch.compile, whose
+compilations take minutes. `benchmarks/runtime_folder.py` holds the two parts that start processes.
+"""
+
+import argparse
+import copy
+import functools
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from common import geometric_mean, interleave, keep, median
+from runtime_folder import folder, second_start
+
+import vertebra
+from vertebra.data import create_transform, decode, resolve_model_data_config
+from vertebra.engine.measure import measure
+from vertebra.runtime import machine
+from vertebra.runtime.choose import pick_dtype
+
+MODELS = {
+    "dla34": "dla34",
+    "dla46x_c": "dla46x_c",
+    "dla102": "dla102",
+    "cspdarknet53": "cspdarknet53",
+    "deit_tiny": "deit_tiny_patch16_224",
+    "deit_base_distilled": "deit_base_distilled_patch16_224",
+    "dpn92": "dpn92",
+}
+NEAR_PEAK = ("dla34", "dla102", "cspdarknet53")
+PHOTOS = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+Call = Callable[[torch.Tensor], Any]
+
+
+def pair(name: str, device: str) -> tuple[Any, Any]:
+    """Ours and timm's, the same random weights with plausible statistics."""
+    theirs = timm.create_model(name).eval()
+    state = theirs.state_dict()
+    for key, value in state.items():
+        if key.endswith("running_mean"):
+            value.normal_(0, 0.1)
+        elif key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    ours = vertebra.create_model(name, device="meta").eval()
+    ours.load_state_dict({k: v.clone() for k, v in state.items()}, strict=True, assign=True)
+    return ours.to(device), theirs.to(device)
+
+
+def compiled_peer(theirs: Any, dtype: str, device: str) -> Call:
+    """Timm + torch.compile: frozen on a CPU; max-autotune on a GPU. Channels-last, one shape a compilation."""
+    number = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    model = copy.deepcopy(theirs).to(number).to(memory_format=torch.channels_last)
+    options: dict[str, Any] = {"options": {"freezing": True}} if device == "cpu" else {"mode": "max-autotune"}
+    run = torch.compile(model, dynamic=False, **options)
+    return lambda x: run(x.to(number, memory_format=torch.channels_last))
+
+
+def openvino_peer(theirs: Any, dtype: str, x: torch.Tensor) -> Call:
+    """Timm -> OpenVINO as its manual says, compiled for this very shape."""
+    import openvino as ov
+
+    model = ov.convert_model(theirs, example_input=x, input=[x.shape])
+    hints = {"INFERENCE_PRECISION_HINT": dtype, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = ov.Core().compile_model(model, "CPU", {**hints, "INFERENCE_NUM_THREADS": torch.get_num_threads()})
+    return lambda x: compiled([x.numpy()])[0]
+
+
+def onnx_peer(theirs: Any, x: torch.Tensor, folder: Path) -> Call:
+    """Timm -> ONNX (dynamo exporter, this shape) -> ONNX Runtime."""
+    import onnxruntime as ort
+
+    path = folder / "peer.onnx"
+    torch.onnx.export(theirs, (x,), str(path), dynamo=True, input_names=["x"], verbose=False)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"x": x.numpy()})[0]
+
+
+def peers(theirs: Any, dtype: str, device: str, x: torch.Tensor, options: argparse.Namespace) -> dict[str, Call]:
+    """The user's own ways to make timm's model fast, at this type."""
+    found: dict[str, Call] = {}
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as temporary:
+        warnings.simplefilter("ignore")
+        if not options.no_compile:
+            found["timm compile"] = compiled_peer(theirs, dtype, device)
+            found["timm compile"](x)
+        if device == "cpu":
+            found["timm openvino"] = openvino_peer(theirs, dtype, x)
+        if device == "cpu" and dtype == "f32":
+            found["timm onnxruntime"] = onnx_peer(theirs, x, Path(temporary))
+    return found
+
+
+def matrix_peak(dtype: str, device: str) -> float:
+    """GFLOP/s of the best of ten 2048^3 matrix products."""
+    number = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    a, b = (torch.randn(2048, 2048, device=device).to(number) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
+
+
+def timed(calls: dict[str, Call], x: torch.Tensor, quick: bool) -> dict[str, float]:
+    """Median seconds of each on `x`, in turn."""
+
+    def once(call: Call) -> None:
+        call(x)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    with torch.no_grad():
+        bound = {name: functools.partial(once, call) for name, call in calls.items()}
+        return {name: median(t) for name, t in interleave(bound, rounds=5 if quick else 15, warmup=2).items()}
+
+
+def speed(options: argparse.Namespace, lines: list[str], figures: dict[str, Any]) -> None:
+    """Every model, type and batch."""
+    default = pick_dtype("auto", torch.device(options.device))
+    on_cpu = options.device == "cpu"
+    for dtype in dict.fromkeys(("f32", default)) if on_cpu else (default,):
+        peak = matrix_peak(dtype, options.device)
+        lines.append(f"-- {dtype}, matrix products reach {peak:.0f} GFLOP/s")
+        cases = {}
+        for label in options.models:
+            cases |= one_model(label, dtype, peak, options, lines)
+        eager = geometric_mean([case["eager"] for case in cases.values()])
+        best = geometric_mean([case["best"] for case in cases.values() if "best" in case] or [float("nan")])
+        figures[dtype] = {"against_eager": eager, "against_best_peer": best, "cases": cases}
+        bars = ({"f32": 1.9, "bf16": 3.8}[dtype], 1.0) if on_cpu else (2.0, 1.15)
+        lines.append(
+            f"{dtype}: geometric mean {eager:.2f}x timm eager f32 (bar {bars[0]}x), {best:.2f}x the best peer"
+            f" (bar {bars[1]}x)"
+        )
+    if on_cpu and default == "f32":
+        lines.append(
+            "this processor has no bf16 arithmetic: the default type is f32 here, and the bf16 bar stays untried"
+        )
+
+
+def one_model(
+    label: str, dtype: str, peak: float, options: argparse.Namespace, lines: list[str]
+) -> dict[str, dict[str, float]]:
+    """A model's batches: how many times faster than timm's eager f32, than its best peer; share of the peak."""
+    found = dict[str, dict[str, float]]()
+    ours, theirs = pair(MODELS[label], options.device)
+    fast = vertebra.optimize(ours, dtype=dtype)
+    size = ours.default_cfg["input_size"][-1]
+    for batch in (1, 8) if options.device == "cpu" else (1, 32, 256):
+        x = torch.randn(batch, 3, size, size, device=options.device)
+        with torch.no_grad():
+            near = torch.nn.functional.cosine_similarity(theirs(x), fast(x)).min().item()
+        assert near > 0.99, f"{label}: cosine {near}"
+        t = timed(
+            {"ours": fast, "timm eager": theirs, **peers(theirs, dtype, options.device, x, options)}, x, options.quick
+        )
+        flops = 2 * measure(MODELS[label], None).macs * batch
+        case = {"eager": t["timm eager"] / t["ours"], "share": flops / t["ours"] / 1e9 / peak}
+        if others := [t[k] for k in t if k not in ("ours", "timm eager")]:
+            case["best"] = min(others) / t["ours"]
+        found[f"{label} batch {batch}"] = case
+        bar = " (bar 70%)" if batch == 8 and label in NEAR_PEAK else ""
+        shown = "  ".join(f"{k} {v * 1e3:.1f}" for k, v in t.items())
+        lines.append(
+            f"{label:<20} {dtype} batch {batch:<3} {fast.report.backend}: {case['eager']:.2f}x eager,"
+            f" {case.get('best', float('nan')):.2f}x the best peer, {case['share']:.0%} of peak{bar}   (ms: {shown})"
+        )
+        print(lines[-1], flush=True)
+    return found
+
+
+def csp(options: argparse.Namespace, lines: list[str], figures: dict[str, Any]) -> None:
+    """cspdarknet53 / darknet53, both optimised."""
+    both = {name: vertebra.optimize(pair(name, options.device)[0]) for name in ("cspdarknet53", "darknet53")}
+    for batch in (1, 8):
+        x = torch.randn(batch, 3, 256, 256, device=options.device)
+        t = timed(both, x, options.quick)
+        ratio = t["cspdarknet53"] / t["darknet53"]
+        figures[f"csp batch {batch}"] = ratio
+        lines.append(f"cspdarknet53 / darknet53, optimised, batch {batch}: {ratio:.2f} (bar 0.76)")
+        print(lines[-1], flush=True)
+
+
+def int8(options: argparse.Namespace, lines: list[str], figures: dict[str, Any]) -> None:
+    """Speed against timm eager f32 (calibrated with photos), and agreement on DeiT-Tiny's real weights."""
+    photos = sorted((PHOTOS / "photos").glob("*.JPEG"))
+    ratios = list[float]()
+    for label in options.models:
+        ours, theirs = pair(MODELS[label], "cpu")
+        transform = create_transform(**resolve_model_data_config(ours), is_training=False)
+        sample = torch.stack([transform(decode(p)) for p in photos[:: max(1, len(photos) // 32)]])
+        fast = vertebra.optimize(ours, dtype="int8", sample=sample)
+        for batch in (1, 8):
+            x = sample[:batch].contiguous()
+            t = timed({"ours": fast, "timm": theirs}, x, options.quick)
+            ratios.append(t["timm"] / t["ours"])
+            lines.append(
+                f"{label:<20} int8 batch {batch}: {ratios[-1]:.2f}x timm eager f32"
+                f"  ({t['ours'] * 1e3:.1f} against {t['timm'] * 1e3:.1f} ms; {fast.report.figures})"
+            )
+            print(lines[-1], flush=True)
+    name = "deit_tiny_patch16_224"
+    real = vertebra.load_model(name, weights=PHOTOS / "weights" / f"{name}.safetensors").eval()
+    transform = create_transform(**resolve_model_data_config(real), is_training=False)
+    with np.load(PHOTOS / "weights" / f"{name}_logits.npz") as stored:
+        images = torch.stack([transform(decode(PHOTOS / "photos" / file)) for file in stored["files"].tolist()])
+        reference = torch.tensor(stored["logits"]).argmax(1)
+    fast = vertebra.optimize(real, dtype="int8", sample=images[::3])
+    agreement = (torch.cat([fast(part) for part in images.split(16)]).argmax(1) == reference).double().mean().item()
+    figures["int8"] = {"against_eager": geometric_mean(ratios), "agreement": agreement}
+    lines.append(
+        f"int8: geometric mean {geometric_mean(ratios):.2f}x timm eager f32 (bar 5.5x; instructions"
+        f" {' '.join(machine.flags())}); DeiT-Tiny keeps {agreement:.1%} of {len(images)} first classes (bar 97%)"
+    )
+
+
+def main() -> None:
+    """Run the parts asked for, print, keep."""
+    parser = argparse.ArgumentParser(description="Optimised models beside timm's.")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--models", type=lambda s: s.split(","), default=list(MODELS))
+    parser.add_argument("--parts", type=lambda s: s.split(","), default=["speed", "csp", "int8", "folder", "start"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    lines, figures = list[str](), dict[str, Any]()
+    parts = {"speed": speed, "csp": csp, "int8": int8, "folder": folder, "start": second_start}
+    for name in options.parts:
+        if options.device == "cpu" or name in ("speed", "csp"):
+            parts[name](options, lines, figures)
+    keep("runtime" if options.device == "cpu" else "runtime-gpu", lines, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""How fast is a model here, beside its peers and beside what the machine can do? All in one run, in turn."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vertebra.engine.contest import PEERS, Contestant, build, input_size, peak_memory
+from vertebra.engine.limits import Limits, Work, measure_limits, synchronize, work
+from vertebra.engine.measure import measure
+from vertebra.hub.registry import REGISTRY
+from vertebra.runtime import machine
+from vertebra.runtime.backend import DTYPES as TYPES
+from vertebra.runtime.choose import BACKENDS, known, pick_dtype
+from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
+
+LEAST = 0.02
+"""Seconds that one timing takes at least: faster calls are repeated within it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure: every backend with every type at every batch, and each peer in f32 and in those types."""
+
+    models: tuple[str, ...]
+    backends: tuple[str, ...] = ("auto",)
+    dtypes: tuple[str, ...] = ("auto",)
+    batches: tuple[int, ...] = (1, 8)
+    against: tuple[str, ...] = ()
+    train: bool = False
+    rounds: int = 9
+    device: str = "cpu"
+    img_size: int | None = None
+    """Pixels a side, for all models; None: each its own."""
+    memory: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contestant at one batch size. `error` says why there are no figures."""
+
+    model: str
+    library: str
+    backend: str
+    dtype: str
+    batch: int
+    train: bool
+    seconds: float | None = None
+    """Of one call, the median."""
+    spread: float | None = None
+    """Middle half of the timings (the quartiles' distance), as a share of the median."""
+    images_per_second: float | None = None
+    ratio: float | None = None
+    """The baseline's time (first peer in f32; without peers, vertebra eager in f32) over this one's."""
+    limit_share: float | None = None
+    """The least time that the machine allows (`limits.Work.floor`) over this one."""
+    peak_share: float | None = None
+    """Operations a second, as a share of the matrix-product peak of this type."""
+    intensity: float | None = None
+    """Operations a byte."""
+    flops: float | None = None
+    """Operations a second reached."""
+    peak_memory: int | None = None
+    """Bytes."""
+    top1: float | None = None
+    """ImageNet-1k top-1 in per cent of the published checkpoint, where there is one; None at another size."""
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Result:
+    """Rows as they come, and the machine's limits (the best of before and after)."""
+
+    limits: Limits
+    machine: dict[str, Any]
+    rows: list[Row] = field(default_factory=list[Row])
+
+
+def benchmark(plan: Plan, heard: Callable[[Row], None] = lambda _: None) -> Result:
+    """Run `plan`; `heard` is told each row when it is known. Raises `VertebraError` for what does not exist."""
+    _check(plan)
+    device = torch.device(plan.device)
+    types = tuple({pick_dtype(dtype, device) for dtype in plan.dtypes} | {"f32"})
+    limits = measure_limits(device, types)
+    found = Result(limits, describe(device))
+    for model in plan.models:
+        for batch in plan.batches:
+            for row in _contest(plan, model, batch, limits):
+                found.rows.append(row)
+                heard(row)
+    after = measure_limits(device, types)
+    flops = {key: max(value, after.flops[key]) for key, value in limits.flops.items()}
+    found.limits = Limits(flops, max(limits.bandwidth, after.bandwidth))
+    return found
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The device and what else decides about speed."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "device": gpu or str(machine.processor().get("cpu_name", device.type)),
+        "processor": {k: v for k, v in machine.processor().items() if isinstance(v, str)},
+        "flags": machine.flags(),
+        "threads": torch.get_num_threads(),
+        "versions": machine.versions(),
+    }
+
+
+def _check(plan: Plan) -> None:
+    for model in plan.models:
+        REGISTRY.split(model)
+    for backend in plan.backends:
+        known(backend, BACKENDS, "backend")
+    for dtype in plan.dtypes:
+        known(dtype, TYPES, "dtype")
+    for peer in plan.against:
+        if peer not in PEERS:
+            hint = did_you_mean(peer, PEERS) or f"; allowed: {', '.join(PEERS)}"
+            raise UnknownNameError(f"unknown peer {peer!r}{hint}")
+    for name, given in (("models", plan.models), ("backends", plan.backends), ("dtypes", plan.dtypes)):
+        if not given:
+            raise VertebraError(f"no {name} to measure; name at least one")
+    for name, values in (("batch", plan.batches), ("rounds", (plan.rounds,))):
+        if not values or min(values) < 1:
+            raise VertebraError(f"{name}={values}: give whole numbers from 1 on")
+
+
+def _contestants(plan: Plan, model: str) -> list[Contestant]:
+    device = torch.device(plan.device)
+    ours = [
+        Contestant("vertebra", model, "eager" if plan.train else backend, dtype, plan.train, plan.device, plan.img_size)
+        for backend in plan.backends
+        for dtype in plan.dtypes
+    ]
+    types = ["f32", *(pick_dtype(d, device) for d in plan.dtypes if d != "int8")]
+    peers = [
+        Contestant(peer, model, "eager", dtype, plan.train, plan.device, plan.img_size)
+        for peer in plan.against
+        for dtype in types
+    ]
+    return list(dict.fromkeys([*ours, *peers]))
+
+
+def _contest(plan: Plan, model: str, batch: int, limits: Limits) -> list[Row]:
+    size = input_size(Contestant("vertebra", model, "eager", "f32", False, plan.device, plan.img_size))
+    device = torch.device(plan.device)
+    images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    calls, rows = dict[Contestant, Callable[[Tensor], object]](), dict[Contestant, Row]()
+    top1 = None if plan.img_size else _top1(model)
+    for who in _contestants(plan, model):
+        rows[who] = Row(model, who.library, who.backend, who.dtype, batch, plan.train, top1=top1)
+        try:
+            calls[who], backend, dtype = build(who)
+            rows[who] = replace(rows[who], backend=backend, dtype=dtype)
+            calls[who](images)
+        except (VertebraError, RuntimeError, MemoryError) as error:  # one who cannot run does not end the contest
+            calls.pop(who, None)
+            rows[who] = replace(rows[who], error=" ".join(str(error).split())[:300])
+    times = _interleave({who: lambda call=call: call(images) for who, call in calls.items()}, plan.rounds, device)
+    cost = measure(model if plan.img_size is None else _sized(model, plan.img_size), size)
+    for who, taken in times.items():
+        rows[who] = _figures(rows[who], taken, work(cost, rows[who].dtype, batch, train=plan.train), limits)
+    calls.clear()
+    if plan.memory:
+        rows |= {who: replace(rows[who], peak_memory=peak_memory(who, batch)) for who in times}
+    return _with_ratios(list(rows.values()))
+
+
+def _sized(model: str, side: int) -> Any:
+    from vertebra.hub.factory import create_model
+
+    built = create_model(model, device="meta")
+    return built if built.spatial else create_model(model, device="meta", img_size=side)
+
+
+def _interleave(
+    calls: Mapping[Contestant, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[Contestant, list[float]]:
+    """Seconds of each call, the contestants in turn, so that a drift of the machine's speed meets all alike."""
+    repeats = dict[Contestant, int]()
+    for who, call in calls.items():
+        once = _timed(call, 1, device)
+        repeats[who] = max(1, round(LEAST / max(once, 1e-9)))
+    times: dict[Contestant, list[float]] = {who: [] for who in calls}
+    for number in range(rounds + 1):
+        for who, call in calls.items():
+            taken = _timed(call, repeats[who], device)
+            if number:  # the first round warms caches and clocks
+                times[who].append(taken)
+    return times
+
+
+def _timed(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _figures(row: Row, taken: Sequence[float], todo: Work, limits: Limits) -> Row:
+    middle = statistics.median(taken)
+    quarters = statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else [middle, middle, middle]
+    return replace(
+        row,
+        seconds=middle,
+        spread=(quarters[2] - quarters[0]) / middle,
+        images_per_second=row.batch / middle,
+        limit_share=todo.floor(limits, row.dtype) / middle,
+        peak_share=todo.flops / middle / limits.peak(row.dtype),
+        intensity=todo.intensity,
+        flops=todo.flops / middle,
+    )
+
+
+def _with_ratios(rows: list[Row]) -> list[Row]:
+    peers = [r for r in rows if r.library != "vertebra"]
+    base = next((r for r in peers or rows if r.backend == "eager" and r.dtype == "f32" and r.seconds), None)
+    if base is None or base.seconds is None:
+        return rows
+    return [row if row.seconds is None else replace(row, ratio=base.seconds / row.seconds) for row in rows]
+
+
+def _top1(model: str) -> float | None:
+    found = REGISTRY.default_weights(model)
+    return max((a.top1 for a in found[1].accuracy), default=None) if found else None

@@ -1,0 +1,102 @@
+"""Photos read ahead by threads, while the model answers for the ones before.
+
+c channels, h w height and width in pixels.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vertebra.spec import VertebraError
+
+AHEAD = 2
+"""Batches that are read, or being read, before anybody asked for them."""
+OVERSIZE = 2
+"""A JPEG is decoded at a reduced scale only where this many times the wanted side remain: the resize that follows then
+leaves little of the difference. Declared: probabilities stay within `TOLERANCE` of the full decoding."""
+TOLERANCE = 0.05
+
+Transform = Callable[[Image.Image], Tensor]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A transform in two parts: what a thread does to one photo, and what is cheaper for a whole batch."""
+
+    one: Callable[[Image.Image], Tensor]
+    """RGB image -> (c, h, w), uint8 where `batch` follows."""
+    batch: Callable[[Tensor], Tensor] | None
+    """(b, c, h, w) uint8 -> the model's input, with the same numbers as photo by photo."""
+    at_least: int | None
+    """The shorter side, in pixels, that `one` needs to see; None: all pixels."""
+
+
+def split(transform: Transform, *, exact: bool) -> Steps:
+    """Only our own evaluation transform is known well enough to be split; any other runs whole, on full-size images."""
+    from torchvision.transforms import v2
+
+    from vertebra.data import transforms as ours
+
+    if not isinstance(transform, v2.Compose):
+        return Steps(transform, None, None)
+    steps = cast("list[nn.Module]", transform.transforms)
+    kinds = [type(step) for step in steps]
+    first = steps[0] if steps else None
+    side = None
+    if isinstance(first, ours.Resize) and first.fit != "contain" and not exact:
+        side = OVERSIZE * (first.size if isinstance(first.size, int) else max(first.size))
+    if kinds[-2:] != [ours.ToTensor, ours.Normalize] or len(steps) < 3:
+        return Steps(transform, None, side)
+    geometry: Callable[[Image.Image], Any] = v2.Compose(steps[:-2])
+    return Steps(lambda image: _levels(geometry(image)), v2.Compose(steps[-2:]), side)
+
+
+def _levels(image: Image.Image) -> Tensor:
+    """(c, h, w) uint8. No torch arithmetic: it would start a pool of threads in each reading thread."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def default_workers() -> int:
+    """One a core, as far as decoding gains from more."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+def batches(
+    sources: Iterable[Item], read: Callable[[Item], Tensor], *, size: int, workers: int
+) -> Iterator[list[tuple[Item, Tensor | VertebraError]]]:
+    """`size` sources at a time, in order, each with what `read` made of it or the error that it raised.
+
+    Whatever else `read` raises ends it. No more than `AHEAD` batches are held beside the one handed out.
+    """
+    waiting, ahead = iter(sources), deque[list[tuple[Item, Future[Tensor]]]]()
+    pool = ThreadPoolExecutor(workers, "vertebra-read")
+
+    def more() -> None:
+        while len(ahead) < AHEAD and (chunk := list(islice(waiting, size))):
+            ahead.append([(source, pool.submit(read, source)) for source in chunk])
+
+    try:
+        more()
+        while ahead:
+            ready = [(source, _result(future)) for source, future in ahead.popleft()]
+            more()
+            yield ready
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[Tensor]) -> Tensor | VertebraError:
+    try:
+        return future.result()
+    except VertebraError as error:
+        return error

@@ -1,0 +1,133 @@
+"""One writer a format: a planned graph and its record -> a file. Each runtime is imported when its writer runs."""
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vertebra.export.artefact import RECORD_FILE
+from vertebra.export.graph import Plan
+from vertebra.export.record import Record
+from vertebra.runtime.graph import quiet, save_onnx, tracing
+from vertebra.runtime.machine import compiler
+from vertebra.runtime.unreported import openvino_core, unreported
+from vertebra.spec import VertebraError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a writer is given."""
+
+    plan: Plan
+    record: Record
+    samples: Sequence[Tensor] = ()
+    """Normalised (c, h, w) images to calibrate int8 with."""
+    photo: Plan | None = None
+    """Preprocessing apart from `plan`, where that is quantised."""
+    transformer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A writer, the end of its files' names, and what it can hold."""
+
+    write: Callable[[Job, Path], None]
+    suffix: str
+    dtypes: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """Packages of the extra `fast`."""
+
+
+def write_onnx(job: Job, path: Path) -> None:
+    """ONNX, the record among its metadata."""
+    save_onnx(job.plan.program(), path, job.record.to_strings())
+
+
+def write_openvino(job: Job, path: Path) -> None:
+    """OpenVINO IR: `path` (.xml) and its weights beside it (.bin); of 16 bits with bf16, of 8 with int8."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        graph = Path(folder, "model.onnx")
+        save_onnx(job.plan.program(), graph)
+        onnx_to_openvino(graph, job, path)
+
+
+def onnx_to_openvino(graph: Path, job: Job, path: Path) -> None:
+    """By way of ONNX: one graph for both formats, and a conversion several times faster than torch's frontend.
+
+    Read by the runtime itself: `openvino.convert_model` gives the same and takes longer.
+    """
+    core = openvino_core()
+    model: Any = core.read_model(graph)
+    if job.record.dtype == "int8":
+        model = _quantised(model, job)
+    if job.photo is not None:
+        photo = graph.with_name("photo.onnx")
+        save_onnx(job.photo.program(), photo)
+        model = _chained(core.read_model(photo), model)
+    for key, value in job.record.to_strings().items():
+        model.set_rt_info(value, key.split("."))
+    unreported("openvino").save_model(model, path, compress_to_fp16=job.record.dtype == "bf16")
+
+
+def _quantised(model: Any, job: Job) -> Any:
+    nncf = unreported("nncf")
+    images = [sample.unsqueeze(0).numpy() for sample in job.samples]
+    with tracing, quiet():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(images),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(images),
+            model_type=nncf.ModelType.TRANSFORMER if job.transformer else None,
+        )
+
+
+def _chained(photo: Any, model: Any) -> Any:
+    """Photo -> model -> probabilities: the preprocessing stays in f32 where the model was quantised."""
+    ov = unreported("openvino")
+    image = photo.get_results()[0].input_value(0)
+    for target in model.get_parameters()[0].output(0).get_target_inputs():
+        target.replace_source_output(image)
+    logits = model.get_results()[0].input_value(0)
+    answer = ov.opset13.result(ov.opset13.softmax(logits, axis=1))
+    make: Any = ov.Model
+    chained = make([answer], photo.get_parameters(), "vertebra")
+    chained.outputs[0].set_names({"answer"})
+    return chained
+
+
+def write_pt2(job: Job, path: Path) -> None:
+    """`torch.export`'s archive, the record among its extra files."""
+    with tracing, quiet():
+        extra: dict[str, Any] = {RECORD_FILE: json.dumps(job.record.to_strings())}
+        torch.export.save(job.plan.program(), path, extra_files=extra)
+
+
+def write_aoti(job: Job, path: Path) -> None:
+    """AOTInductor's package: machine code for this kind of processor. Needs a C++ compiler here, not where it runs."""
+    if compiler() is None:
+        raise VertebraError(
+            "an AOTInductor package needs a C++ compiler, and neither g++ nor clang++ nor $CXX is on the PATH; install"
+            " one, or export as pt2"
+        )
+    with tracing, quiet(), torch.no_grad():
+        from torch._inductor import aoti_compile_and_package
+
+        aoti_compile_and_package(job.plan.program(), package_path=str(path), inductor_configs={"freezing": True})
+    with zipfile.ZipFile(path, "a") as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/extra/{RECORD_FILE}", json.dumps(job.record.to_strings()))
+
+
+FORMATS = {
+    "onnx": Format(write_onnx, ".onnx", ("f32",), ("onnx", "onnxscript", "onnxruntime")),
+    "openvino": Format(write_openvino, ".xml", ("f32", "bf16", "int8"), ("openvino", "onnx", "onnxscript", "nncf")),
+    "pt2": Format(write_pt2, ".pt2", ("f32", "bf16")),
+    "aoti": Format(write_aoti, ".pt2", ("f32", "bf16")),
+}

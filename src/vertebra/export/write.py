@@ -1,0 +1,293 @@
+"""`export_model`: plan, write beside the target, check in a new process, put in place. All of it or nothing."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import vertebra
+from vertebra.data import create_transform, decode, labels_for, resolve_model_data_config
+from vertebra.export.formats import FORMATS, Job
+from vertebra.export.graph import DTYPES, any_size, photo_plan, plan, size_multiple
+from vertebra.export.record import Record
+from vertebra.export.verify import Case, in_new_process
+from vertebra.hub.factory import create_model, describe
+from vertebra.models.backbone import Backbone
+from vertebra.runtime.cache import weights_hash
+from vertebra.runtime.graph import OPSET
+from vertebra.runtime.machine import missing
+from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
+
+Sample = str | Path | Image.Image
+BATCHES = (1, 3, 8)
+"""Batches that an artefact of any batch is checked with."""
+CALIBRATE, CHECK = 300, 8
+"""The most samples read, and the most of them that are part of the check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written, and how near its answers lie to the model's."""
+
+    out: Path
+    record: Record
+    cases: tuple[Case, ...]
+    bytes: int
+    """Of all files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for, as `export_model` says."""
+
+    format: str
+    dtype: str
+    dynamic_size: bool
+    with_preprocess: bool
+    batch: int | None
+
+
+@torch.no_grad()
+def export_model(
+    model: Backbone | str,
+    out: str | Path,
+    *,
+    format: str | None = None,  # noqa: A002 - the word that users of exporters know
+    dtype: str = "f32",
+    dynamic_size: bool = False,
+    with_preprocess: bool = False,
+    batch: int | None = None,
+    samples: Sequence[Sample] = (),
+    labels: Sequence[str] | None = None,
+) -> Exported:
+    """Write `model` (a name: pretrained) to `out`; what stood there stays until the new file is proven.
+
+    `format`: onnx, openvino, pt2 or aoti; None: by `out`'s suffix. `dtype`: f32, bf16 (openvino: 16-bit weights, bf16
+    arithmetic where the processor has it), int8 (openvino). `batch` None: any. `dynamic_size`: images of any multiple
+    of the patch (CNN: of the whole reduction). `with_preprocess`: uint8 photos (b, h, w, 3) of any size in,
+    probabilities out. `samples`: photos that int8 is calibrated on, and that the check uses beside generated images;
+    without them, where the classes have names, it takes scikit-image's cat if that is installed.
+
+    Raises `UnknownNameError` for a format or type that does not exist, `VertebraError` for what cannot be combined, or
+    where the written file does not answer as the model; then nothing is left of it.
+    """
+    out = Path(out)
+    options = Options(_format(format, out), dtype, dynamic_size, with_preprocess, batch)
+    built = create_model(model, pretrained=True) if isinstance(model, str) else model
+    _check(built, options, out, samples)
+    training, built = built.training, built.eval()
+    try:
+        record = record_of(built, options, labels)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=_folder(out)))
+        try:
+            return _write(built, options, record, samples, folder, out)
+        finally:
+            shutil.rmtree(folder)
+    finally:
+        built.train(training)
+
+
+def _write(
+    model: Backbone, options: Options, record: Record, samples: Sequence[Sample], folder: Path, out: Path
+) -> Exported:
+    written, reference = folder / "new" / out.name, folder / "reference.safetensors"
+    written.parent.mkdir()
+    photos = [_photo(sample) for sample in islice(samples, CALIBRATE)]
+    FORMATS[options.format].write(_job(model, options, record, photos), written)
+    shown = photos[:CHECK] or (_installed_photo() if record.labels else [])
+    _save_reference(model, options, [*generated(), *shown], reference)
+    cases = in_new_process(written, reference, record)
+    files = sorted(written.parent.iterdir(), key=lambda file: file == written)  # weights first, what names them last
+    size = sum(file.stat().st_size for file in files)
+    for file in files:
+        file.replace(out.with_name(file.name))
+    return Exported(out, record, tuple(cases), size)
+
+
+def _format(name: str | None, out: Path) -> str:
+    by_suffix = {kind.suffix: key for key, kind in reversed(FORMATS.items())}  # .pt2: the data, not the program
+    name = by_suffix.get(out.suffix) if name is None else name
+    allowed = ", ".join(f"{key} ({kind.suffix})" for key, kind in FORMATS.items())
+    if name is None:
+        raise UnknownNameError(f"{out}: its suffix says no format; allowed: {allowed}")
+    if name not in FORMATS:
+        raise UnknownNameError(f"unknown format {name!r}{did_you_mean(name, FORMATS)}; allowed: {allowed}")
+    if out.suffix != FORMATS[name].suffix:
+        raise VertebraError(f"{out}: a file of format {name} must end in {FORMATS[name].suffix}")
+    return name
+
+
+def _check(model: object, options: Options, out: Path, samples: Sequence[Sample]) -> None:
+    kind = FORMATS[options.format]
+    if not isinstance(model, Backbone):
+        raise VertebraError(f"a {type(model).__name__} cannot be exported; give a model of vertebra's, or its name")
+    if {p.dtype for p in model.parameters()} != {torch.float32} or next(model.parameters()).device.type != "cpu":
+        raise VertebraError("give the model in float32 on the CPU; the file's own type is `dtype`")
+    if options.dtype not in kind.dtypes:
+        other = [key for key, k in FORMATS.items() if options.dtype in k.dtypes]
+        hint = f"; {options.dtype} can be written as {', '.join(other)}" if other else ""
+        error = VertebraError if other else UnknownNameError
+        raise error(f"{options.format} files hold {', '.join(kind.dtypes)}, not {options.dtype!r}{hint}")
+    if options.batch is not None and options.batch < 1:
+        raise VertebraError(f"batch={options.batch}: give a whole number from 1 on, or None for any")
+    if options.with_preprocess and options.dynamic_size:
+        raise VertebraError("with_preprocess takes photos of any size already; leave dynamic_size out")
+    if options.with_preprocess and model.num_classes < 2:
+        raise VertebraError("with_preprocess ends in probabilities, and this model has no classes to share them among")
+    if options.with_preprocess and options.format == "openvino" and options.dtype == "bf16":
+        raise VertebraError(
+            "OpenVINO would compute the resize's pixel positions in bf16, too, and miss them; use f32 or int8, or leave"
+            " with_preprocess out"
+        )
+    if options.dtype == "int8" and not samples:
+        raise VertebraError(
+            "int8 needs photos to calibrate on: give samples (a hundred or more, as the model will see)"
+        )
+    if lacking := missing(*kind.needs):
+        raise VertebraError(f"{options.format} needs {', '.join(lacking)}; pip install 'vertebra[fast]'")
+    if out.is_dir():
+        raise VertebraError(f"{out} is a folder; give a file's name")
+
+
+def _folder(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent
+
+
+def record_of(model: Backbone, options: Options, labels: Sequence[str] | None = None) -> Record:
+    """What travels inside the file. `labels` None: the checkpoint's own, where it has any."""
+    described = describe(model)
+    names = labels_for(model.num_classes, model.pretrained_cfg) if labels is None else tuple(labels)
+    if names is not None and len(names) != model.num_classes:
+        raise VertebraError(f"{len(names)} labels for a model of {model.num_classes} classes; give one a class")
+    packages = ("torch", *FORMATS[options.format].needs)
+    return Record(
+        model=described,
+        labels=None if names is None else list(names),
+        preprocess=resolve_model_data_config(model),
+        license=model.pretrained_cfg.get("license"),
+        weights_sha256=weights_hash(model),
+        format=options.format,
+        dtype=options.dtype,
+        with_preprocess=options.with_preprocess,
+        batch=options.batch,
+        size_multiple=size_multiple(model) if options.dynamic_size else None,
+        opset=OPSET if options.format == "onnx" else None,
+        versions={"vertebra": vertebra.__version__, **{name: _version(name) for name in packages}},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _job(model: Backbone, options: Options, record: Record, photos: Sequence[Image.Image]) -> Job:
+    apart = options.with_preprocess and options.dtype == "int8"
+    planned = plan(
+        model,
+        dtype=torch.float32 if options.format == "openvino" else DTYPES[options.dtype],
+        with_preprocess=options.with_preprocess and not apart,
+        dynamic_size=options.dynamic_size,
+        batch=options.batch,
+    )
+    samples: list[Tensor] = []
+    if options.dtype == "int8":
+        transform = _transform(model)
+        samples = [transform(photo) for photo in photos]
+        if options.batch is not None:
+            samples = samples[: len(samples) // options.batch * options.batch]
+    return Job(planned, record, samples, photo_plan(model) if apart else None, transformer=not model.spatial)
+
+
+def _transform(model: Backbone) -> Any:
+    config: dict[str, Any] = resolve_model_data_config(model)
+    return create_transform(**config, is_training=False)
+
+
+def _photo(sample: Sample) -> Image.Image:
+    return sample if isinstance(sample, Image.Image) else decode(sample)
+
+
+def _installed_photo() -> list[Image.Image]:
+    """A cat, where the extra `demo` (scikit-image) is installed."""
+    found = find_spec("skimage")
+    path = None if found is None or found.origin is None else Path(found.origin).with_name("data") / "chelsea.png"
+    return [decode(path)] if path is not None and path.is_file() else []
+
+
+def generated() -> list[Image.Image]:
+    """Pictures with what photos have: smooth areas, edges, fine grain; two sizes, always the same."""
+    pictures = list[Image.Image]()
+    for number, size in enumerate([(320, 400), (301, 270)]):
+        random = torch.Generator().manual_seed(number)
+        coarse = torch.rand(1, 3, 6, 7, generator=random)
+        scene = torch.nn.functional.interpolate(coarse, size, mode="bicubic")[0]
+        scene[:, size[0] // 3 : size[0] // 2, size[1] // 4 : size[1] // 2] += (
+            torch.rand(3, 1, 1, generator=random) - 0.5
+        )
+        scene += 0.06 * torch.randn(3, *size, generator=random)
+        levels = scene.clamp(0, 1).mul(255).to(torch.uint8).permute(1, 2, 0).contiguous()
+        pictures.append(Image.fromarray(levels.numpy()))
+    return pictures
+
+
+def _save_reference(model: Backbone, options: Options, photos: Sequence[Image.Image], path: Path) -> None:
+    """Inputs and eager's f32 answers: each batch size, each further size where sizes may vary, each photo."""
+    from safetensors.torch import save_file
+
+    cases = list(_photo_cases(model, options, photos) if options.with_preprocess else _cases(model, options, photos))
+    asked = any_size(model) if options.dynamic_size else model
+    tensors: dict[str, Tensor] = {}
+    for number, (image, normalised) in enumerate(cases):
+        tensors[f"image.{number}"] = image.contiguous()
+        tensors[f"answer.{number}"] = asked(normalised).contiguous()
+    save_file(tensors, path)
+
+
+def _cases(model: Backbone, options: Options, photos: Sequence[Image.Image]) -> list[tuple[Tensor, Tensor]]:
+    config: dict[str, Any] = resolve_model_data_config(model)
+    channels, (height, width) = model.in_chans, config["input_size"][-2:]
+    if channels == 3:
+        transform = _transform(model)
+        seen = torch.stack([transform(photo) for photo in photos])
+    else:
+        seen = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+    batches = BATCHES if options.batch is None else (options.batch,)
+    images = [_rows(seen, count) for count in batches]
+    if options.dynamic_size:
+        step = size_multiple(model)
+        images += [torch.nn.functional.interpolate(images[0], (height + step, width + 2 * step))]
+    return [(image, image) for image in images]
+
+
+def _rows(images: Tensor, count: int) -> Tensor:
+    """`count` images; where there are fewer, some are shifted."""
+    made = [images[i % len(images)].roll(7 * (i // len(images)), dims=-1) for i in range(count)]
+    return torch.stack(made)
+
+
+def _photo_cases(model: Backbone, options: Options, photos: Sequence[Image.Image]) -> list[tuple[Tensor, Tensor]]:
+    """The expected answers go through Pillow and `create_transform`, not through the graph's own resize."""
+    import numpy as np
+
+    transform, cases = _transform(model), list[tuple[Tensor, Tensor]]()
+    batches = BATCHES if options.batch is None else (options.batch,)
+    for number in range(max(len(photos), len(batches))):
+        photo = photos[number % len(photos)]
+        count = batches[number % len(batches)]
+        turned = [photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if i % 2 else photo for i in range(count)]
+        raw = torch.stack([torch.from_numpy(np.array(p)) for p in turned])
+        cases.append((raw, torch.stack([transform(p) for p in turned])))
+    return cases

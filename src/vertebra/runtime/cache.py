@@ -1,0 +1,97 @@
+"""Compiled artefacts in the user's cache folder: each whole or absent, the least used removed first."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+_MANIFEST = "files.json"
+_HALF_MADE = ".building-"
+
+
+def root(cache_dir: str | Path | None = None) -> Path:
+    """`cache_dir`, else $VERTEBRA_CACHE, else vertebra/ in the user's cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    if own := os.environ.get("VERTEBRA_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vertebra"
+
+
+def limit() -> int:
+    """Bytes that the artefacts may take together: $VERTEBRA_CACHE_GB, else 20 GB."""
+    return int(float(os.environ.get("VERTEBRA_CACHE_GB", "20")) * 1e9)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def key(**facts: object) -> str:
+    """32 characters for all that decides what an artefact holds."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def whole(entry: Path) -> bool:
+    """Whether an artefact is there with every file in its full length."""
+    try:
+        sizes: dict[str, int] = json.loads((entry / _MANIFEST).read_text())
+        return all((entry / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def building(entry: Path) -> Generator[Path]:
+    """An empty folder to write into; it becomes `entry` when the block ends well, and vanishes when it does not.
+
+    Of two processes that build the same thing, the second's work is dropped.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=entry.parent))
+    try:
+        yield folder
+        sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+        (folder / _MANIFEST).write_text(json.dumps(sizes))
+        if not whole(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another process was faster by a moment: its artefact is as good
+                folder.rename(entry)
+        prune(entry.parent, keep=entry)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def used(entry: Path) -> None:
+    """Note that an artefact was wanted now."""
+    with contextlib.suppress(OSError):  # a cache that others own may be read-only
+        os.utime(entry)
+
+
+def size(folder: Path) -> int:
+    """Bytes below a folder."""
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
+
+
+def prune(folder: Path, keep: Path) -> None:
+    """Remove the artefacts that were wanted longest ago until the rest fits `limit()`; never `keep`."""
+    entries = [e for e in folder.iterdir() if e.is_dir() and e != keep and not e.name.startswith(_HALF_MADE)]
+    entries.sort(key=lambda e: e.stat().st_mtime, reverse=True)
+    left = limit() - size(keep)
+    for entry in entries:
+        left -= size(entry)
+        if left < 0:
+            shutil.rmtree(entry, ignore_errors=True)

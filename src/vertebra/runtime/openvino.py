@@ -1,0 +1,94 @@
+"""OpenVINO on the CPU: one compiled model for every batch; bf16 where the processor has it; int8 through NNCF.
+
+Measured: with free batch, height and width it runs as fast as compiled for the one shape, so there are no buckets.
+"""
+
+import queue
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vertebra.runtime.backend import BackendError, Job, Program
+from vertebra.runtime.graph import quiet, write_onnx
+from vertebra.runtime.machine import missing, native_bf16
+from vertebra.runtime.unreported import openvino_core, unreported
+
+_COMPILED = "model.blob"
+LEAST_SAMPLES = 8
+"""Fewer images say too little about the range of the activations."""
+
+
+class OpenVinoProgram:
+    def __init__(self, compiled: Any, any_size: bool) -> None:
+        self._compiled = compiled
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.any_size = any_size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:  # as many requests as threads ever called at once
+            request = self._compiled.create_infer_request()
+        try:
+            image = x.detach().contiguous().numpy()
+            return torch.from_numpy(request.infer([image], share_inputs=True, share_outputs=False)[0])
+        finally:
+            self._idle.put(request)
+
+
+class OpenVino:
+    name = "openvino"
+    kept = True
+
+    def refusal(self, device: torch.device, dtype: str) -> str:
+        if device.type != "cpu":
+            return f"openvino is used on the CPU here, not on {device.type}"
+        if absent := missing("openvino", "onnx", "onnxscript", *(("nncf",) if dtype == "int8" else ())):
+            return f"{', '.join(absent)} not installed; pip install 'vertebra[fast]'"
+        if dtype == "bf16" and not native_bf16(device):
+            return "this processor has no bf16 arithmetic, and openvino would silently run f32; use dtype='f32'"
+        return ""
+
+    def build(self, job: Job, folder: Path) -> None:
+        write_onnx(job, folder / "model.onnx")
+        model = openvino_core().read_model(folder / "model.onnx")
+        if job.dtype == "int8":
+            model = _quantised(model, job)
+        compiled = openvino_core().compile_model(model, "CPU", _options(job))
+        (folder / _COMPILED).write_bytes(compiled.export_model().getvalue())
+        for file in folder.glob("model.onnx*"):
+            file.unlink()
+
+    def load(self, job: Job, folder: Path) -> Program:
+        blob = (folder / _COMPILED).read_bytes()
+        return OpenVinoProgram(openvino_core().import_model(blob, "CPU", _options(job)), job.any_size)
+
+
+def _options(job: Job) -> dict[str, Any]:
+    return {
+        "INFERENCE_NUM_THREADS": job.threads,
+        # Named: left alone, it takes bf16 wherever the processor has it, for f32 as well.
+        "INFERENCE_PRECISION_HINT": "bf16" if job.dtype == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+
+
+def _quantised(model: Any, job: Job) -> Any:
+    with quiet():
+        nncf = unreported("nncf")
+    assert job.sample is not None
+    if len(job.sample) < LEAST_SAMPLES:
+        raise BackendError(
+            f"int8 from {len(job.sample)} sample images; give at least {LEAST_SAMPLES}, better 100 to 300"
+        )
+    images = [image.unsqueeze(0).contiguous().numpy() for image in job.sample]
+    with quiet():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(images),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(images),
+            model_type=nncf.ModelType.TRANSFORMER if job.transformer else None,
+        )

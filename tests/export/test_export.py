@@ -1,0 +1,278 @@
+"""What is written answers as the model did, says what it is, and is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import vertebra
+from tests.export.conftest import LABELS
+from vertebra.data import create_transform, resolve_model_data_config
+from vertebra.export import export_model, is_artefact, load
+from vertebra.export.formats import FORMATS, Job
+from vertebra.export.write import generated
+from vertebra.models.backbone import Backbone
+from vertebra.spec import UnknownNameError, VertebraError
+
+
+@pytest.fixture(scope="module")
+def onnx_file(vit: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT as ONNX, any size."""
+    return export_model(vit, tmp_path_factory.mktemp("onnx") / "vit.onnx", dynamic_size=True).out
+
+
+# --- each format
+
+
+def test_onnx_takes_any_batch_and_size_and_carries_its_record(vit: Backbone, onnx_file: Path) -> None:
+    import onnx
+
+    file = load(onnx_file)
+    other = vertebra.create_model(
+        "deit_tiny_patch16_224", img_size=32, depth=1, num_classes=10, dynamic_img_size=True
+    ).eval()
+    other.load_state_dict(vit.state_dict())
+    for batch, size in ((1, (32, 32)), (5, (32, 32)), (2, (64, 48))):
+        image = torch.randn(batch, 3, *size)
+        with torch.inference_mode():
+            assert torch.allclose(file(image), other(image), atol=1e-4)
+    assert file.labels == LABELS
+    assert file.num_classes == 10
+    assert file.pretrained_cfg["mean"] == vit.pretrained_cfg["mean"]
+    assert file.record.license == vit.pretrained_cfg["license"] == "apache-2.0"
+    assert file.record.model["architecture"] == "deit_tiny_patch16_224"
+    assert len(file.record.weights_sha256) == 64
+    assert onnx.load(onnx_file).opset_import[0].version == file.record.opset == 20
+    assert [p.name for p in onnx_file.parent.iterdir()] == ["vit.onnx"]
+
+
+def test_an_artefact_refuses_what_it_was_not_made_for(onnx_file: Path) -> None:
+    file = load(onnx_file)
+    with pytest.raises(VertebraError, match="multiples of 16 from 32 on"):
+        file(torch.zeros(1, 3, 40, 32))
+    with pytest.raises(VertebraError, match=r"takes \(b, 3, h, w\)"):
+        file(torch.zeros(1, 1, 32, 32))
+
+
+def test_photos_go_in_and_probabilities_come_out(vit: Backbone, tmp_path: Path) -> None:
+    """The graph resizes as Pillow does: pixels differ by single levels at most, answers by next to nothing."""
+    done = export_model(vit, tmp_path / "vit.onnx", with_preprocess=True, batch=1)
+    file, transform = load(done.out), create_transform(**resolve_model_data_config(vit))  # type: ignore[arg-type]
+    photo = generated()[1].resize((97, 143))
+    found = file.transform(photo).unsqueeze(0)
+    assert found.dtype == torch.uint8
+    with torch.inference_mode():
+        expected = vit(transform(photo).unsqueeze(0)).softmax(-1)
+    assert (file(found).softmax(-1) - expected).abs().max() < 2e-3
+    assert torch.equal(file(found.expand(2, -1, -1, -1)), file(found).expand(2, -1))
+
+
+def test_openvino_of_a_cnn_takes_several_sizes(cnn: Backbone, tmp_path: Path) -> None:
+    done = export_model(cnn, tmp_path / "cnn.xml", dynamic_size=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cnn.bin", "cnn.xml"]
+    assert [case.shape for case in done.cases] == [(1, 3, 64, 64), (3, 3, 64, 64), (8, 3, 64, 64), (1, 3, 96, 128)]
+    file, image = load(done.out), torch.randn(2, 3, 128, 96)
+    with torch.inference_mode():
+        assert torch.allclose(file(image), cnn(image), rtol=1e-3, atol=1e-3)
+    assert file.labels is None
+    assert file.record.license == "bsd-3-clause"
+
+
+def test_openvino_int8_leaves_the_preprocessing_in_f32(cnn: Backbone, tmp_path: Path) -> None:
+    photos = generated()
+    samples = [photo.rotate(angle) for photo in photos for angle in (0, 90, 180, 270)]
+    done = export_model(cnn, tmp_path / "cnn.xml", dtype="int8", with_preprocess=True, samples=samples)
+    model = (tmp_path / "cnn.xml").read_text()
+    assert model.count('type="FakeQuantize"') > 10
+    assert 'element_type="u8"' in model
+    assert (tmp_path / "cnn.bin").stat().st_size < 0.4 * sum(p.numel() for p in cnn.parameters()) * 4
+    assert done.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert all(case.figures.cosine > 0.9 for case in done.cases)
+
+
+def test_openvino_bf16_has_weights_of_16_bits(vit: Backbone, tmp_path: Path) -> None:
+    done = export_model(vit, tmp_path / "vit.xml", dtype="bf16")
+    assert (tmp_path / "vit.bin").stat().st_size < 0.55 * sum(p.numel() for p in vit.parameters()) * 4
+    assert load(done.out).record.dtype == "bf16"
+    assert all(case.figures.cosine > 0.995 for case in done.cases)
+
+
+def test_pt2_in_bf16_of_a_fixed_batch_leaves_the_model_as_it_was(vit: Backbone, tmp_path: Path) -> None:
+    vit.train()
+    done = export_model(vit, tmp_path / "vit.pt2", dtype="bf16", batch=2)
+    assert vit.training
+    assert next(vit.eval().parameters()).dtype == torch.float32
+    file, image = load(done.out), torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        difference = (file(image) - vit(image)).abs().max() / vit(image).abs().max()
+    assert file(image).dtype == torch.float32
+    assert 0 < difference < 0.15
+    with pytest.raises(VertebraError, match="export it with --dynamic-size"):
+        file(torch.zeros(2, 3, 64, 64))
+    more = torch.randn(5, 3, 32, 32)  # in runs of two, the last one filled
+    assert torch.equal(file(more), torch.cat([file(more[:2]), file(more[2:4]), file(more[3:])[1:]]))
+    assert torch.equal(file(more[:4]), file(more)[:4])
+
+
+def test_aoti(vit: Backbone, tmp_path: Path) -> None:
+    done = export_model(vit, tmp_path / "vit.pt2", format="aoti")
+    file, image = load(done.out), torch.randn(5, 3, 32, 32)
+    assert file.record.format == "aoti"
+    with torch.inference_mode():
+        assert torch.allclose(file(image), vit(image), atol=1e-3)
+
+
+def test_aoti_without_a_compiler_says_so(vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(VertebraError, match=r"needs a C\+\+ compiler"):
+        export_model(vit, tmp_path / "vit.pt2", format="aoti")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- all or nothing
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(
+    vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that spoils one weight is found out; what stood at the target is left."""
+    out, honest = tmp_path / "vit.onnx", FORMATS["onnx"]
+    out.write_bytes(b"an earlier file")
+
+    def spoil(job: Job, path: Path) -> None:
+        job.plan.module.get_parameter("model.blocks.0.mlp.fc1.weight").mul_(1.5)
+        honest.write(job, path)
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(honest, write=spoil))
+    with pytest.raises(VertebraError, match="does not answer as the model: 1x3x32x32: cosine 0"):
+        export_model(vit, out)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"an earlier file"]
+
+
+def test_a_file_that_cannot_be_read_is_not_kept(vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scribble(job: Job, path: Path) -> None:
+        path.write_bytes(b"no model")
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=scribble))
+    with pytest.raises(VertebraError, match=r"onnx file cannot be run: .*cannot be read"):
+        export_model(vit, tmp_path / "vit.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_check_runs_alone_and_its_status_says_what_it_found(onnx_file: Path, tmp_path: Path) -> None:
+    """`python -m vertebra.export.verify` without torch: 0 within the bounds, 1 outside."""
+    image = torch.randn(2, 3, 32, 32)
+    right = {"image.0": image.numpy(), "answer.0": load(onnx_file)(image).numpy()}
+    wrong = {**right, "answer.0": right["answer.0"][::-1].copy()}
+    for status, tensors in enumerate((right, wrong)):
+        save_file(tensors, tmp_path / "reference.safetensors")
+        module = "runpy.run_module('vertebra.export.verify', None, '__main__')"
+        code = f"import sys, runpy; sys.modules['torch'] = None; {module}"
+        command = [sys.executable, "-c", code, str(onnx_file), str(tmp_path / "reference.safetensors")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr
+        assert json.loads(done.stdout)[0]["shape"] == [2, 3, 32, 32]
+    assert set(load_file(tmp_path / "reference.safetensors")) == {"image.0", "answer.0"}
+
+
+def test_nobody_is_told_that_openvino_and_nncf_are_used() -> None:
+    """Their telemetry stays unimported. In a process of its own: under pytest NNCF keeps quiet by itself."""
+    code = """
+import sys
+from vertebra.runtime.unreported import unreported
+ov, nncf = unreported("openvino"), unreported("nncf")
+assert ov.Core and nncf.quantize
+assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+assert type(nncf.telemetry.telemetry).__name__ == "MagicMock", nncf.telemetry.telemetry
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "onxx"}, "unknown format 'onxx'; did you mean 'onnx'"),
+        ({"format": "pt2"}, "a file of format pt2 must end in .pt2"),
+        ({"dtype": "bf16"}, "onnx files hold f32, not 'bf16'; bf16 can be written as openvino, pt2, aoti"),
+        ({"dtype": "f8"}, "not 'f8'"),
+        ({"batch": 0}, "batch=0"),
+        ({"with_preprocess": True, "dynamic_size": True}, "photos of any size already"),
+        ({"labels": ["one"]}, "1 labels for a model of 10 classes"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    vit: Backbone, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(VertebraError, match=message.replace("(", r"\(")):
+        export_model(vit, tmp_path / "vit.onnx", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_openvino_refusals(vit: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(VertebraError, match="int8 needs photos to calibrate on"):
+        export_model(vit, tmp_path / "vit.xml", dtype="int8")
+    with pytest.raises(VertebraError, match="positions in bf16"):
+        export_model(vit, tmp_path / "vit.xml", dtype="bf16", with_preprocess=True)
+    with pytest.raises(UnknownNameError, match="its suffix says no format"):
+        export_model(vit, tmp_path / "vit.bin")
+
+
+def test_only_whole_f32_models_are_exported(vit: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(VertebraError, match="a Linear cannot be exported"):
+        export_model(torch.nn.Linear(2, 2), tmp_path / "a.onnx")  # type: ignore[arg-type]
+    half = vertebra.create_model("deit_tiny_patch16_224", depth=1, dtype=torch.bfloat16)
+    with pytest.raises(VertebraError, match="in float32 on the CPU"):
+        export_model(half, tmp_path / "a.onnx")
+    none = vertebra.create_model("deit_tiny_patch16_224", depth=1, num_classes=0)
+    with pytest.raises(VertebraError, match="no classes"):
+        export_model(none, tmp_path / "a.onnx", with_preprocess=True)
+
+
+def test_files_that_are_not_ours(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, save
+
+    assert is_artefact("a/B.ONNX")
+    assert is_artefact(Path("model.xml"))
+    assert not is_artefact("dla34.in1k")
+    assert not is_artefact("weights.safetensors")
+    with pytest.raises(VertebraError, match="no file at"):
+        load(tmp_path / "none.onnx")
+    for name in ("a.onnx", "a.xml", "a.pt2"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+        with pytest.raises(VertebraError, match=f"{name} cannot be read"):
+            load(tmp_path / name)
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [value],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    save(model, tmp_path / "theirs.onnx")
+    with pytest.raises(VertebraError, match="holds no record of vertebra's"):
+        load(tmp_path / "theirs.onnx")
+
+
+def test_generated_photos_are_always_the_same() -> None:
+    first, second = generated(), generated()
+    assert all(np.array_equal(np.array(a), np.array(b)) for a, b in zip(first, second, strict=True))
+    assert isinstance(first[0], Image.Image)

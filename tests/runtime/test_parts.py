@@ -1,0 +1,170 @@
+"""Cache, buckets, comparison and choice, each by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from tests.runtime.conftest import Fake
+from vertebra.cli import app
+from vertebra.runtime import buckets, cache, choose, machine
+from vertebra.runtime.backend import BackendError
+from vertebra.runtime.verify import BOUNDS, compare, made_up_images
+
+CPU = torch.device("cpu")
+
+
+@given(st.integers(1, 3000), st.sampled_from([1, 2, 32, 256]))
+def test_buckets_hold_every_image_and_little_else(count: int, largest: int) -> None:
+    cut = buckets.parts(count, largest)
+    assert sum(taken for taken, _ in cut) == count
+    for taken, bucket in cut:
+        assert 0 < taken <= bucket <= largest
+        assert bucket & (bucket - 1) == 0
+        assert (bucket - taken) / bucket <= buckets.WASTE
+
+
+@given(st.integers(1, 40))
+def test_bucketed_answers_are_in_order(count: int) -> None:
+    sizes = list[int]()
+
+    def call(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        return part * 2
+
+    x = torch.arange(count).float().reshape(-1, 1)
+    assert torch.equal(buckets.run(call, x, 8), x * 2)
+    assert set(sizes) <= {1, 2, 4, 8}
+
+
+def test_an_artefact_is_whole_or_absent(tmp_path: Path) -> None:
+    entry = tmp_path / "compiled" / "one"
+    with pytest.raises(FileNotFoundError), cache.building(entry) as folder:
+        (folder / "part").write_text((folder / "absent").read_text())
+    assert not list(entry.parent.iterdir())
+    with cache.building(entry) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "part").write_text("first")
+        assert not cache.whole(entry)
+    assert cache.whole(entry)
+    with cache.building(entry) as folder:  # another process made it meanwhile
+        (folder / "part").write_text("second")
+    assert (entry / "inner" / "part").read_text() == "first"
+    (entry / "inner" / "part").write_text("shorter or longer")
+    assert not cache.whole(entry)
+    with cache.building(entry) as folder:
+        (folder / "part").write_text("third")
+    assert (entry / "part").read_text() == "third"
+    assert [e.name for e in entry.parent.iterdir()] == ["one"]
+
+
+def test_what_was_wanted_longest_ago_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERTEBRA_CACHE_GB", "0.0000035")
+    for age, name in enumerate("abc"):
+        with cache.building(tmp_path / name) as folder:
+            (folder / "file").write_bytes(bytes(1000))
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
+    cache.used(tmp_path / "a")
+    with cache.building(tmp_path / "d") as folder:
+        (folder / "file").write_bytes(bytes(1000))
+    assert sorted(e.name for e in tmp_path.iterdir()) == ["a", "c", "d"]
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VERTEBRA_CACHE", str(tmp_path / "own"))
+    assert cache.root() == tmp_path / "own"
+    assert cache.root("~/x") == Path.home() / "x"
+    monkeypatch.delenv("VERTEBRA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.root() == tmp_path / "vertebra"
+
+
+def test_comparison_sees_direction_and_first_class_and_no_common_shift() -> None:
+    logits = torch.randn(5, 8) * 10
+    bound = BOUNDS["f32"]
+    assert compare(logits, logits + 3, bound, classes=True).cosine == pytest.approx(1)
+    assert compare(logits, logits + 3, bound, classes=False).cosine < 0.999
+    assert compare(logits, -logits, bound, classes=True).cosine == pytest.approx(-1)
+    swapped = logits.clone()
+    swapped[0] = swapped[0].roll(1)
+    figures = compare(logits, swapped, bound, classes=True)
+    assert (figures.sure, figures.images) == (5, 5)
+    assert figures.agreement == pytest.approx(0.8)
+    assert compare(torch.zeros(1, 4), torch.zeros(1, 4), bound, classes=True).cosine == 1
+
+
+def test_made_up_images_are_the_same_each_time() -> None:
+    torch.manual_seed(1)
+    first = made_up_images(2, 3, 40, 50)
+    torch.manual_seed(2)
+    assert torch.equal(first, made_up_images(2, 3, 40, 50))
+    assert first.shape == (2, 3, 40, 50)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [({"avx2": True}, "f32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")]
+)
+def test_auto_takes_bf16_only_from_the_hardware(
+    flags: dict[str, bool], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "processor", lambda: flags)
+    assert choose.pick_dtype("auto", CPU) == dtype
+
+
+def test_auto_takes_the_best_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose.pick_backend("auto", "f32", CPU, None).name == "openvino"
+    assert choose.pick_backend("auto", "f32", CPU, "inductor").name == "inductor"
+    assert choose.pick_backend("auto", "f32", CPU, "gone").name == "openvino"
+    absent = {"openvino"}
+    monkeypatch.setattr("vertebra.runtime.openvino.missing", lambda *names: [n for n in names if n in absent])
+    monkeypatch.setattr("vertebra.runtime.onnxruntime.missing", lambda *names: [n for n in names if n in absent])
+    assert choose.pick_backend("auto", "f32", CPU, None).name == "onnxruntime"
+    absent.add("onnx")
+    assert choose.pick_backend("auto", "f32", CPU, None).name == "eager"
+    with pytest.raises(BackendError, match=r"nothing here runs int8.*openvino, onnx not installed.*vertebra\[fast\]"):
+        choose.pick_backend("auto", "int8", CPU, None)
+    assert choose.pick_backend("auto", "f32", torch.device("mps"), None).name == "eager"
+
+
+def test_a_spoilt_note_of_choices_is_no_note(tmp_path: Path) -> None:
+    choose.remember(tmp_path, "a", "eager")
+    choose.remember(tmp_path, "b", "openvino")
+    assert choose.remembered(tmp_path, "a") == "eager"
+    (tmp_path / "choices.json").write_text("{")
+    assert choose.remembered(tmp_path, "a") is None
+
+
+def test_the_faster_of_two_is_found() -> None:
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(200):
+            x = x + 1
+        return x
+
+    times = choose.fastest({"slow": slow, "quick": lambda x: x}, torch.zeros(1, 3, 64, 64))
+    assert times["quick"] < times["slow"]
+
+
+def test_the_command_says_what_is_here_and_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VERTEBRA_CACHE", str(tmp_path))
+    found = json.loads(CliRunner().invoke(app, ["info", "--runtime", "--json"]).stdout)
+    assert set(found["backends"]) == {"eager", "inductor", "openvino", "onnxruntime"}
+    assert "f32" in found["backends"]["openvino"]["runs"]
+    assert found["to gain"] == ""
+    monkeypatch.setattr(machine, "missing", lambda *names: list(names))
+    monkeypatch.setitem(choose.BACKENDS, "openvino", Fake(reason="openvino not installed"))
+    shown = CliRunner().invoke(app, ["info", "--runtime"]).stdout
+    assert "pip install 'vertebra[fast]' brings openvino" in shown
+    assert "not here: openvino not installed" in shown
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "dla34", "--runtime"]])
+def test_info_wants_a_name_or_the_runtime(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
