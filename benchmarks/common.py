@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -37,12 +38,22 @@ def machine() -> dict[str, str]:
 
 
 def interleave(
-    contestants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1, settle: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of each call, the contestants in turn, so that a drift of the machine's speed meets all alike."""
+    """Seconds of each call, the contestants in turn, so that a drift of the machine's speed meets all alike.
+
+    `settle` is for contestants of different runtimes: the idle threads of the one before spin on the cores for a while,
+    and its weights fill the caches. Each is called once unmeasured before it is measured, in an order shuffled anew.
+    """
+    order, dice = list(contestants), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(warmup + rounds):
-        for name, call in contestants.items():
+        if settle:
+            dice.shuffle(order)
+        for name in order:
+            call = contestants[name]
+            if settle:
+                call()
             start = time.perf_counter()
             call()
             elapsed = time.perf_counter() - start

@@ -129,7 +129,8 @@ def timed(calls: dict[str, Call], x: torch.Tensor, quick: bool) -> dict[str, flo
 
     with torch.no_grad():
         bound = {name: functools.partial(once, call) for name, call in calls.items()}
-        return {name: median(t) for name, t in interleave(bound, rounds=5 if quick else 15, warmup=2).items()}
+        times = interleave(bound, rounds=5 if quick else 15, warmup=2, settle=True)
+        return {name: median(t) for name, t in times.items()}
 
 
 def speed(options: argparse.Namespace, lines: list[str], figures: dict[str, Any]) -> None:
@@ -247,7 +248,8 @@ def main() -> None:
     for name in options.parts:
         if options.device == "cpu" or name in ("speed", "csp"):
             parts[name](options, lines, figures)
-    keep("runtime" if options.device == "cpu" else "runtime-gpu", lines, figures)
+    some = [] if options.parts == list(parts) else options.parts
+    keep("-".join(["runtime", *(["gpu"] if options.device == "cuda" else []), *some]), lines, figures)
 
 
 if __name__ == "__main__":

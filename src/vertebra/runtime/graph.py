@@ -15,7 +15,6 @@ from types import MappingProxyType
 
 import torch
 from torch import nn
-from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from vertebra.runtime.backend import BackendError, Job
@@ -56,6 +55,8 @@ def quiet() -> Generator[None]:
 
 def capture(job: Job, dtype: torch.dtype = torch.float32, *, channels_last: bool = False) -> ExportedProgram:
     """The traced graph of a copy of the model. Raises `BackendError` where torch.export cannot follow it."""
+    from torch._dynamo.exc import UserError  # dynamo: two seconds that a kept artefact must not wait for
+
     model, example = job.model, job.example
     if dtype != torch.float32 or job.device.type != "cpu":
         model = copy.deepcopy(model).to("cpu", dtype)

@@ -115,7 +115,6 @@ class Optimized(nn.Module):
         self.pretrained_cfg: dict[str, Any] = model.pretrained_cfg
         self.default_cfg: dict[str, Any] = model.default_cfg
         self.num_classes, self.in_chans, self.num_features = model.num_classes, model.in_chans, model.num_features
-        self.labels: tuple[str, ...] | None = labels_for(model.num_classes, model.pretrained_cfg) or None
         self.device = device
         self._sizes = threading.Lock()
         self._met = set[tuple[int, int]]()
@@ -123,6 +122,11 @@ class Optimized(nn.Module):
         self._program, self.report = self._maker.make()
         self._checked = {self._maker.native}
         self._others: dict[tuple[int, int], Program] = {}
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes; looked up when wanted, because ImageNet's are torchvision's: seconds of import."""
+        return labels_for(self.num_classes, self.pretrained_cfg) or None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         """(b, c, h, w) image, normalised as the checkpoint asks -> (b, k) logits, float32."""
@@ -301,7 +305,8 @@ class _Maker:
         """What lies in the cache; None where it is damaged in any way, so that it is made anew."""
         try:
             program = backend.load(job, entry)
-            figures = self.verify(program, images, backend.name)
+            # All of them were compared when it was made; two tell whether it is still what it was.
+            figures = self.verify(program, images[:2], backend.name)
         except (RuntimeError, OSError, VerificationError):
             shutil.rmtree(entry, ignore_errors=True)
             return None
