@@ -56,12 +56,16 @@ def test_importing_the_data_room_imports_no_torchvision() -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchecked_shapes: None) -> Path:
-    """A folder with photo.jpg, photos/ and the authors' file, and a hub that answers with freshly written weights."""
+    """A folder of photos and the authors' file, and a hub that answers with freshly written weights."""
     work = tmp_path / "work"
     (work / "photos").mkdir(parents=True)
     picture = Image.effect_mandelbrot((320, 240), (-2, -1, 1, 1), 50).convert("RGB")
     for name in ("photo.jpg", "photos/one.jpg", "photos/two.jpg"):
         picture.save(work / name)
+    for number in range(12):
+        flower = work / "flowers" / ("rose" if number % 2 else "tulip") / f"{number}.jpg"
+        flower.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 32), (250 - number, 10 * number, 200 * (number % 2))).save(flower)
     torch.save(vertebra.create_model("dla34").state_dict(), work / "dla34-ba72cf86.pth")
     monkeypatch.chdir(work)
 

@@ -162,7 +162,7 @@ def test_what_is_no_image_is_refused() -> None:
     ("options", "message"),
     [
         ({"iterpolation": "bicubic"}, "unknown option 'iterpolation' for create_transform; did you mean 'interpol"),
-        ({"zzz": 1}, "unknown option 'zzz' for create_transform; allowed: color_jitter"),
+        ({"zzz": 1}, "unknown option 'zzz' for create_transform; allowed: auto_augment, color_jitter"),
         ({"interpolation": "bicubicc"}, "unknown interpolation 'bicubicc'; did you mean 'bicubic'"),
         ({"interpolation": "random"}, "unknown interpolation 'random'"),
         ({"crop_mode": "centre"}, "unknown crop_mode 'centre'; did you mean 'center'"),

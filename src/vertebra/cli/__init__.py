@@ -12,6 +12,9 @@ from vertebra.cli.export import export
 from vertebra.cli.group import OneLineErrors
 from vertebra.cli.info import info
 from vertebra.cli.models import models
+from vertebra.cli.recipes import recipes
+from vertebra.cli.train import train
+from vertebra.cli.validate import validate
 
 app = typer.Typer(
     name="vertebra",
@@ -50,6 +53,9 @@ app.command()(info)
 app.command()(convert)
 app.command()(export)
 app.command()(benchmark)
+app.command()(train)
+app.command()(validate)
+app.command()(recipes)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from vertebra.data.labels import imagenet1k_labels, labels_for, load_labels
 if TYPE_CHECKING:
     from vertebra.data import transforms, transforms_factory
     from vertebra.data.transforms_factory import (
+        create_train_reader,
         create_transform,
         transforms_imagenet_eval,
         transforms_imagenet_train,
@@ -49,6 +50,7 @@ __all__ = [
     "OPENAI_CLIP_MEAN",
     "OPENAI_CLIP_STD",
     "DecodeError",
+    "create_train_reader",
     "create_transform",
     "decode",
     "imagenet1k_labels",
@@ -65,6 +67,7 @@ __all__ = [
 
 _LAZY_MODULES = ("transforms", "transforms_factory")
 _FROM_FACTORY = (
+    "create_train_reader",
     "create_transform",
     "transforms_imagenet_eval",
     "transforms_imagenet_train",

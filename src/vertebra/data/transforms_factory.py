@@ -4,9 +4,14 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import nn
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
+from vertebra.data.augment.kernels import Resampling
+from vertebra.data.augment.ops import Surroundings
+from vertebra.data.augment.policies import auto_augment as make_policy
+from vertebra.data.augment.reader import TrainReader
 from vertebra.data.config import (
     DEFAULT_CROP_MODE,
     DEFAULT_CROP_PCT,
@@ -44,6 +49,7 @@ def create_transform(
     color_jitter_prob: float | None = None,
     grayscale_prob: float = 0.0,
     gaussian_blur_prob: float = 0.0,
+    auto_augment: str | None = None,
     interpolation: str = "bilinear",
     mean: Numbers = IMAGENET_DEFAULT_MEAN,
     std: Numbers = IMAGENET_DEFAULT_STD,
@@ -69,7 +75,9 @@ def create_transform(
         return v2.Compose([*_plain(size, interpolation), *finish])
     if is_training:
         geometry = _geometry(_square(size), interpolation, scale, ratio, hflip, vflip)
-        colour = _colour(color_jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)
+        jitter = _jitter_beside(auto_augment, color_jitter)
+        policy = _policy(auto_augment, interpolation, mean)
+        colour = [*policy, *_colour(jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)]
         return v2.Compose([*geometry, *colour, *finish, *_erasing(re_prob if normalize else 0, re_mode, re_count)])
     return v2.Compose([*_resize_and_crop(_square(size), interpolation, crop_pct, crop_mode, mean), *finish])
 
@@ -106,6 +114,7 @@ def transforms_imagenet_train(
     color_jitter_prob: float | None = None,
     grayscale_prob: float = 0.0,
     gaussian_blur_prob: float = 0.0,
+    auto_augment: str | None = None,
     interpolation: str = "random",
     mean: Numbers = IMAGENET_DEFAULT_MEAN,
     std: Numbers = IMAGENET_DEFAULT_STD,
@@ -117,12 +126,53 @@ def transforms_imagenet_train(
     """Random resized crop (`scale`: share of the area, `ratio`: width to height), flips, colours, erasing.
 
     `color_jitter` is one strength for brightness, contrast and saturation, or three (four with hue) strengths.
+    `auto_augment` names a policy (`vertebra.data.augment.auto_augment`); but for "3a", it takes the jitter's place.
     `interpolation="random"` draws bilinear or bicubic for each image. Erasing needs `normalize`.
     """
     geometry = _geometry(_square(_last_two(img_size)), interpolation, scale, ratio, hflip, vflip)
-    colour = _colour(color_jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)
+    jitter = _jitter_beside(auto_augment, color_jitter)
+    policy = _policy(auto_augment, interpolation, mean)
+    colour = [*policy, *_colour(jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)]
     erasing = _erasing(re_prob if normalize else 0, re_mode, re_count)
     return v2.Compose([*geometry, *colour, *_finish(mean, std, normalize), *erasing])
+
+
+def create_train_reader(
+    input_size: int | Sequence[int] = 224,
+    *,
+    scale: tuple[float, float] | None = None,
+    ratio: tuple[float, float] | None = None,
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: Numbers | None = 0.4,
+    color_jitter_prob: float | None = None,
+    grayscale_prob: float = 0.0,
+    gaussian_blur_prob: float = 0.0,
+    auto_augment: str | None = None,
+    interpolation: str = "random",
+    mean: Numbers = IMAGENET_DEFAULT_MEAN,
+    generator: torch.Generator | None = None,
+) -> TrainReader:
+    """`create_transform(is_training=True)` from encoded bytes or a path to uint8 (3, h, w).
+
+    Normalise and erase whole batches behind it, with `NormalizeBatch` and `RandomErasingBatch`; `mean` only fills what
+    `auto_augment` leaves empty. `generator` serves crop, flips and policy; jitter, grey and blur draw from torch's own.
+    """
+    modes = RANDOM_INTERPOLATIONS if interpolation == "random" else (interpolation_mode(interpolation),)
+    if InterpolationMode.LANCZOS in modes:
+        raise VertebraError("a tensor cannot be resized with 'lanczos': use 'bicubic'")
+    jitter = _jitter_beside(auto_augment, color_jitter)
+    colour = _colour(jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)
+    return TrainReader(
+        _square(_last_two(input_size)),
+        scale=_interval("scale", scale or (0.08, 1.0)),
+        ratio=_interval("ratio", ratio or (3 / 4, 4 / 3)),
+        interpolations=modes,
+        hflip=_probability("hflip", hflip),
+        vflip=_probability("vflip", vflip),
+        steps=[*_policy(auto_augment, interpolation, mean, generator), *colour],
+        generator=generator,
+    )
 
 
 def transforms_noaug_train(
@@ -196,6 +246,30 @@ def _geometry(
     if vflip > 0:
         steps.append(v2.RandomVerticalFlip(p=_probability("vflip", vflip)))
     return steps
+
+
+def _jitter_beside(auto_augment: str | None, jitter: Numbers | None) -> Numbers | None:
+    """Policies change colours themselves; 3-Augment is meant to stand beside the jitter (DeiT III)."""
+    return jitter if not auto_augment or "3a" in auto_augment else None
+
+
+def _policy(
+    config: str | None, interpolation: str, mean: Numbers, generator: torch.Generator | None = None
+) -> list[nn.Module]:
+    if not config:
+        return []
+    if interpolation not in ("random", "bilinear", "bicubic"):
+        raise VertebraError(
+            f"interpolation={interpolation!r} cannot rotate or shear, as auto_augment={config!r} does: "
+            "use 'bilinear', 'bicubic' or 'random'"
+        )
+    values = (mean,) * 3 if isinstance(mean, (int, float)) else tuple(mean)
+    if len(values) != 3:
+        raise VertebraError(f"auto_augment={config!r} works on RGB images: give a mean of 3 values, not {len(values)}")
+    red, green, blue = (min(255, round(255 * value)) for value in values)
+    modes: tuple[Resampling, ...] = ("bilinear", "bicubic")
+    around = Surroundings((red, green, blue), tuple(m for m in modes if interpolation in ("random", m)))
+    return [make_policy(config, around, generator)]
 
 
 def _colour(

@@ -1,0 +1,156 @@
+"""`vertebra train`: a model from photos in class folders."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vertebra.cli.group import INTERRUPTED
+from vertebra.cli.text import complain, console, shown
+from vertebra.spec import VertebraError
+
+if TYPE_CHECKING:
+    from vertebra.engine.config import RunConfig
+
+
+def train(
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help="Class folders, .zip, .tar, .csv, .tsv, .parquet or hf:NAME."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The architecture.", show_default="the recipe's")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="How to train; `vertebra recipes` lists them.")
+    ] = "finetune",
+    pretrained: Annotated[
+        bool | None,
+        typer.Option("--pretrained/--from-scratch", help="Start from a checkpoint.", show_default="the recipe's"),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Start from this local checkpoint; nothing is downloaded.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as optim.lr=1e-4.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help="Settings in place of the recipe's.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="The run's folder.", show_default="runs/MODEL-RECIPE"),
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="auto|DIR", help="Go on: auto, if --out holds a run; DIR, with that run.")
+    ] = None,
+) -> None:
+    """Train or fine-tune a model on your own classes. What it leaves in --out is a model for every other command.
+
+    Ctrl-C saves. On several GPUs or machines: `torchrun --nproc-per-node 4 -m vertebra train ...`
+
+    For example:
+
+    `vertebra train photos/ --model deit_tiny_patch16_224 --recipe finetune`
+
+    `vertebra train photos.csv --model dla34 --set epochs=30 --set optim.lr=3e-4 --out runs/mine`
+
+    `vertebra train --resume runs/mine`
+
+    `vertebra classify new.jpg --model runs/mine`
+    """
+    _check_installed()
+    from vertebra.engine.settings import as_dict, config_hash, with_settings
+    from vertebra.engine.train import InterruptedRunError
+    from vertebra.engine.train import train as run
+
+    folder = Path(resume) if resume not in (None, "auto") else out
+    if resume not in (None, "auto") and data is None:
+        chosen = with_settings(_saved(Path(str(resume))), settings or [])
+    else:
+        chosen = _chosen(data, model, recipe, pretrained, weights, config)
+        chosen = with_settings(chosen, settings or [])
+    folder = folder or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
+    tell = console() if _first_process() else None
+    if tell is not None:
+        tell.print(f"run        {config_hash(chosen)} in {shown(folder)}", soft_wrap=True)
+        tell.print(f"settings   {_brief(as_dict(chosen))}", soft_wrap=True)
+    try:
+        done = run(chosen, folder, resume=resume is not None, console=tell)
+    except InterruptedRunError as error:
+        if tell is not None:
+            complain(f"{error}; go on with `vertebra train --resume {shown(folder)}`")
+        raise typer.Exit(INTERRUPTED) from error
+    if tell is not None:
+        best = done.metrics[done.best_epoch - 1]
+        early = ", stopped early" if done.stopped_early else ""
+        tell.print(f"best       epoch {done.best_epoch} of {len(done.metrics)}{early}: top-1 {best['val_top1']:.2%}")
+        if done.skipped:
+            tell.print(f"skipped    {len(done.skipped)} images that cannot be read; they are named above")
+        tell.print(f"next       vertebra classify PHOTO --model {shown(folder)}", soft_wrap=True)
+
+
+def _chosen(
+    data: str | None,
+    model: str | None,
+    recipe: str,
+    pretrained: bool | None,
+    weights: Path | None,
+    config: Path | None,
+) -> "RunConfig":
+    """The recipe, a file's settings over it, and the options over both."""
+    from vertebra.engine.recipes import recipe as make
+    from vertebra.engine.settings import with_file
+
+    chosen = make(recipe)
+    if config is not None:
+        chosen = with_file(chosen, config)
+    if data is not None:
+        chosen = replace(chosen, data=replace(chosen.data, source=data))
+    start: dict[str, Any] = {} if model is None else {"name": model}
+    if weights is not None:
+        start |= {"weights": str(weights), "pretrained": False}
+    if pretrained is not None:
+        start["pretrained"] = pretrained
+    return replace(chosen, model=replace(chosen.model, **start))
+
+
+def _saved(folder: Path) -> "RunConfig":
+    from vertebra.engine.config import RunConfig
+    from vertebra.engine.outdir import CONFIG
+    from vertebra.engine.settings import with_file
+
+    if not (folder / CONFIG).is_file():
+        raise VertebraError(f"{folder} holds no run to go on with (no {CONFIG}); give DATA and --out to start one")
+    return with_file(RunConfig(), folder / CONFIG)
+
+
+def _brief(values: dict[str, Any]) -> str:
+    """What differs from the defaults, as `--set` takes it."""
+    from vertebra.engine.config import RunConfig
+
+    def walk(own: dict[str, Any], default: dict[str, Any], where: str) -> list[str]:
+        out: list[str] = []
+        for key, value in own.items():
+            if isinstance(value, dict) and key != "options":
+                out += walk(value, default[key], f"{where}{key}.")
+            elif value != default[key]:
+                out.append(f"{where}{key}={value}")
+        return out
+
+    from vertebra.engine.settings import as_dict
+
+    return " ".join(walk(values, as_dict(RunConfig()), ""))
+
+
+def _check_installed() -> None:
+    from vertebra.runtime.machine import missing
+
+    absent = missing("accelerate", "torchmetrics", "yaml")
+    if absent:
+        raise VertebraError(f"training needs {', '.join(absent)}: pip install 'vertebra[train]'")
+
+
+def _first_process() -> bool:
+    import os
+
+    return os.environ.get("RANK", "0") == "0"

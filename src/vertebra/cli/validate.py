@@ -1,0 +1,150 @@
+"""`vertebra validate`: how good a model is on data whose answers are known."""
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vertebra.cli.device import pick_device
+from vertebra.cli.text import complain, console, print_json, put, shown
+from vertebra.spec import VertebraError
+
+if TYPE_CHECKING:
+    from vertebra.data.datasets import Part
+    from vertebra.engine.evaluate import Evaluation
+    from vertebra.engine.predict import Classifier
+
+
+def validate(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Class folders, .zip, .tar, .csv, .tsv, .parquet or hf:NAME.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FILE|DIR", help="A model, its weights, a run's folder, or an exported file.")
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A local checkpoint for the named model; nothing is downloaded.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="train|val|test", help="Which part of DATA.", show_default="val, else test")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="A table of class folders and names, where they differ.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos that the model sees at once.")] = 64,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="by cores")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ...", show_default="cuda, else cpu")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Decode large JPEGs at full size; float32 throughout.")
+    ] = False,
+    optimize: Annotated[bool, typer.Option("--optimize", help="Compile the model first; it is kept.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="A line for each class, the worst first.")] = False,
+    confusion: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write the confusion matrix: rows true, columns answers.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, with every class.")] = False,
+) -> None:
+    """Measure a model on a split: top-1, top-5, macro F1, calibration; every image counts once.
+
+    Exit status: 0 all images were read, 1 some were not (each is named), 2 wrong usage.
+
+    For example:
+
+    `vertebra validate photos/ --model runs/mine`
+
+    `vertebra validate imagenet/val --model dla34.in1k --names classes.csv`
+
+    `vertebra validate photos.csv --model dla34.onnx --per-class`
+    """
+    from vertebra.engine.validate import known_classes, validation_part
+
+    loaded, extra = _open(model, weights)
+    known = known_classes(loaded)
+    table = None if names is None else str(names)
+    part = validation_part(data, known, loaded.num_classes, split=split, names=table)
+    result = _measure(loaded, part, extra, batch_size, workers, pick_device(device), exact, optimize)
+    labels = known or tuple(f"class {i}" for i in range(loaded.num_classes))
+    if confusion is not None:
+        _write_confusion(confusion, labels, result)
+    for _, why in result.skipped:
+        complain(why)
+    _print(labels, result, per_class=per_class, as_json=as_json)
+    if result.skipped:
+        raise typer.Exit(1)
+
+
+def _open(model: str, weights: Path | None) -> "tuple[Classifier, dict[str, Any]]":
+    """The classifier, and what `validate` must know of an exported file."""
+    from vertebra.export import is_artefact, load
+    from vertebra.hub.factory import load_model
+
+    if not is_artefact(model):
+        return load_model(model, weights=weights), {}
+    if weights is not None:
+        raise typer.BadParameter("an exported file has its weights inside", param_hint="'--weights'")
+    artefact = load(model)
+    extra: dict[str, Any] = {"transform": artefact.transform, "padded_to": artefact.record.batch}
+    return artefact, extra | ({"batch_size": 1} if artefact.with_preprocess else {})
+
+
+def _measure(
+    model: "Classifier",
+    part: "Part",
+    extra: dict[str, Any],
+    batch_size: int,
+    workers: int | None,
+    device: str,
+    exact: bool,
+    optimize: bool,
+) -> "Evaluation":
+    from rich.progress import Progress
+
+    from vertebra.data.loader import default_workers
+    from vertebra.engine.reading import default_workers as cores
+    from vertebra.engine.validate import validate as run
+
+    out = console()
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "exact": exact, "optimize": optimize} | extra
+    options["workers"] = default_workers(cores()) if workers is None else workers
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("", total=len(part))
+        return run(model, part, seen=lambda count: bar.update(task, completed=count), **options)
+
+
+def _print(labels: tuple[str, ...], result: "Evaluation", *, per_class: bool, as_json: bool) -> None:
+    from vertebra.engine.outdir import as_record
+
+    record = as_record(result, labels)
+    if as_json:
+        print_json(json.loads(json.dumps(record)))
+        return
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for name in ("top1", "top5", "macro_f1", "ece", "loss"):
+        value = record[name]
+        table.add_row(name, f"{value:.4f}" if name == "loss" else f"{value:.2%}")
+    table.add_row("images", f"{record['images']:,}" + (f", {record['skipped']} skipped" if record["skipped"] else ""))
+    out = console()
+    put(out, table)
+    if per_class:
+        rows = Table.grid(padding=(0, 2, 0, 0))
+        rows.add_row("class", "recall", "precision", "f1", "images")
+        for row in sorted((r for r in record["classes"] if r["images"]), key=lambda r: (r["recall"], r["name"])):
+            shares = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision", "f1"))
+            rows.add_row(shown(row["name"]), *shares, str(row["images"]))
+        put(out, rows)
+
+
+def _write_confusion(path: Path, labels: tuple[str, ...], result: "Evaluation") -> None:
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["true", *labels])
+            table.writerows([name, *row] for name, row in zip(labels, result.metrics.confusion, strict=True))
+    except OSError as error:
+        raise VertebraError(f"--confusion {path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,244 @@
+"""DATA -> a table of images and classes, split: what `vertebra train DATA` and `vertebra validate DATA` read.
+
+A class-folder tree (with or without train/val/test), zips of such, WebDataset shards (.tar), CSV/TSV/Parquet of path
+and label, or `hf:NAME`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from vertebra.data.members import Member, list_folder, list_tar, list_zip
+from vertebra.data.tables import read_table
+from vertebra.spec.errors import VertebraError, did_you_mean
+
+PHOTO = re.compile(r"\.(jpe?g?|jfif|png|webp|gif|bmp|tiff?|avif|jp2|j2k|p[pgbn]m|ico|qoi|dds|sgi)$", re.IGNORECASE)
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+class Sample(Protocol):
+    """Something with a name, a size in bytes (0: unknown) and content."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An image as DATA lists it."""
+
+    sample: Sample
+    label: str
+    split: str | None
+    """None: DATA does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One split: images and class indices, in parallel."""
+
+    samples: tuple[Sample, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Of names (without the folders above the data), sizes and labels, in order."""
+        digest = hashlib.sha256()
+        for sample, label in zip(self.samples, self.labels, strict=True):
+            inner = sample.inner if isinstance(sample, Member) else sample.name
+            digest.update(f"{inner}\0{sample.size}\0{label}\n".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Class names in the order of their indices, and the splits there are."""
+
+    source: str
+    classes: tuple[str, ...]
+    parts: Mapping[str, Part]
+
+    def part(self, name: str) -> Part:
+        """A split by name. Raises `VertebraError` where there is none."""
+        if name not in self.parts:
+            raise VertebraError(f"{self.source} has no split {name!r}; it has {', '.join(self.parts)}")
+        return self.parts[name]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells one dataset from another: class names, and each split's number of images and hash."""
+        parts = {name: {"images": len(part), "sha256": part.fingerprint()} for name, part in self.parts.items()}
+        return {"classes": list(self.classes), "parts": parts}
+
+
+def open_dataset(source: str | Path, *, classes: Sequence[str] | None = None) -> Dataset:
+    """List DATA. `classes` fixes the order of the indices (a model's own); default: sorted, numbers by value."""
+    source = str(source)
+    rows = list(_rows(source))
+    if not rows:
+        raise VertebraError(f"{source} holds no images in class folders; give a folder of class folders, or path,label")
+    found = {row.label for row in rows}
+    names = tuple(classes) if classes is not None else tuple(sorted(found, key=_by_number))
+    _check_classes(source, found, names, given=classes is not None)
+    index = {name: number for number, name in enumerate(names)}
+    grouped: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        grouped[row.split or "train"].append(row)
+    order = [split for split in ("train", "val", "test") if split in grouped]
+    parts = {
+        split: Part(tuple(r.sample for r in grouped[split]), tuple(index[r.label] for r in grouped[split]))
+        for split in order
+    }
+    return Dataset(source, names, parts)
+
+
+def _check_classes(source: str, found: set[str], names: Sequence[str], *, given: bool) -> None:
+    unknown = sorted(found - set(names))
+    if unknown:
+        hint = did_you_mean(unknown[0], names)
+        raise VertebraError(
+            f"{source}: class {unknown[0]!r} is none of the {len(names)} that the model knows{hint or ''}"
+        )
+    if len(found) < 2 and not given:
+        raise VertebraError(f"{source}: only one class ({', '.join(found)}); there must be two or more to tell apart")
+
+
+def with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """The same with a "val" split: where there is none, `share` of each class's training images, drawn by `seed`.
+
+    Each class of two images or more gives at least one and keeps at least one.
+    """
+    if "val" in dataset.parts:
+        return dataset
+    whole = dataset.part("train")
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for position, label in enumerate(whole.labels):
+        by_class[label].append(position)
+    held: set[int] = set()
+    for label, positions in sorted(by_class.items()):
+        count = min(max(1, round(share * len(positions))), len(positions) - 1)
+        held.update(random.Random(f"{seed}/{label}").sample(positions, count))
+    if not held:
+        raise VertebraError(f"{dataset.source}: one image a class leaves none to validate on; add images, or a split")
+    train = _choose(whole, [i for i in range(len(whole)) if i not in held])
+    return replace(dataset, parts={**dataset.parts, "train": train, "val": _choose(whole, sorted(held))})
+
+
+def _choose(part: Part, positions: Sequence[int]) -> Part:
+    return Part(tuple(part.samples[i] for i in positions), tuple(part.labels[i] for i in positions))
+
+
+def class_counts(part: Part, classes: Sequence[str]) -> dict[str, int]:
+    """Images of each class, by name; 0 where a class has none."""
+    counts = Counter(part.labels)
+    return {name: counts[number] for number, name in enumerate(classes)}
+
+
+def _by_number(name: str) -> tuple[int, int, str]:
+    return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
+
+
+def _rows(source: str) -> Iterator[Row]:
+    if source.startswith("hf:"):
+        from vertebra.data.huggingface import rows
+
+        return (Row(sample, label, _split_named(split)) for sample, label, split in rows(source.removeprefix("hf:")))
+    paths = _expand(source)
+    if len(paths) == 1 and paths[0].is_dir():
+        archives = sorted(p for p in paths[0].iterdir() if p.suffix in (".zip", ".tar"))
+        if not archives:
+            return _from_members([list(list_folder(paths[0]))], [None])
+        paths = archives
+    if paths[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
+        return _from_table(paths[0])
+    listed = [list(list_zip(path) if path.suffix == ".zip" else list_tar(path)) for path in paths]
+    return _from_members(listed, [_split_of_name(path.stem) for path in paths])
+
+
+def _expand(source: str) -> list[Path]:
+    """`train-{000..004}.tar` and plain paths; each must exist."""
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", source)
+    if braces:
+        low, high = braces.groups()
+        numbers = (str(n).zfill(len(low)) for n in range(int(low), int(high) + 1))
+        paths = [Path(source[: braces.start()] + n + source[braces.end() :]).expanduser() for n in numbers]
+    else:
+        paths = [Path(source).expanduser()]
+    for path in paths:
+        if not path.exists():
+            raise VertebraError(f"no data at {path}; give a folder, .zip, .tar, .csv, .tsv, .parquet or hf:NAME")
+        if path.is_file() and path.suffix.lower() not in (".zip", ".tar", ".csv", ".tsv", ".parquet"):
+            raise VertebraError(f"{path}: data is a folder, .zip, .tar, .csv, .tsv, .parquet or hf:NAME")
+    return paths
+
+
+def _split_of_name(stem: str) -> str | None:
+    """`train-0`, `validation_003`, `test` -> the split; anything else does not say."""
+    return SPLITS.get(re.split(r"[-_.]", stem.lower())[0])
+
+
+def _split_named(name: str) -> str:
+    split = SPLITS.get(name.lower())
+    if split is None:
+        raise VertebraError(f"unknown split {name!r}{did_you_mean(name, SPLITS) or '; allowed: train, val, test'}")
+    return split
+
+
+def _from_members(listed: Iterable[list[Member]], splits: Iterable[str | None]) -> Iterator[Row]:
+    for members, split in zip(listed, splits, strict=True):
+        labels = [m for m in members if m.inner.endswith(".cls")]
+        if labels:
+            yield from _from_shard(members, labels, split)
+            continue
+        photos = [(member, member.inner.split("/")) for member in members if PHOTO.search(member.inner)]
+        tops = {parts[0] for _, parts in photos}
+        wrapped = len(tops) == 1 and all(len(parts) > 2 for _, parts in photos) and not tops & set(SPLITS)
+        for member, parts in photos:
+            inner = parts[1:] if wrapped else parts
+            known = SPLITS.get(inner[0].lower()) if len(inner) > 2 else None
+            inner = inner[1:] if known else inner
+            if len(inner) < 2:
+                raise VertebraError(
+                    f"{member.name} lies in no class folder; photos belong into a folder named after their class"
+                )
+            yield Row(member, inner[0], known or split)
+
+
+def _from_shard(members: Iterable[Member], labels: Iterable[Member], split: str | None) -> Iterator[Row]:
+    """WebDataset: `key.jpg` beside `key.cls` (an index or a name)."""
+    by_key = {member.inner.removesuffix(".cls"): member for member in labels}
+    for member in members:
+        if not PHOTO.search(member.inner):
+            continue
+        folder, _, file = member.inner.rpartition("/")
+        key = f"{folder}/{file.partition('.')[0]}" if folder else file.partition(".")[0]
+        if key not in by_key:
+            raise VertebraError(f"{member.name} has no label: there is no {key}.cls beside it")
+        yield Row(member, by_key[key].read().decode().strip(), split)
+
+
+def _from_table(path: Path) -> Iterator[Row]:
+    """Paths are relative to the table's own folder."""
+    for name, label, split in read_table(path):
+        file = path.parent / Path(name).expanduser()
+        if not file.is_file():
+            raise VertebraError(f"{path}: no image at {file}; paths in it are relative to {path.parent}")
+        member = Member(str(file), name, file.stat().st_size)
+        yield Row(member, label, _split_named(split) if split else None)

@@ -1,0 +1,214 @@
+"""Batches from worker processes, such that a run can stop anywhere and go on with the same numbers.
+
+What an epoch's step k holds, and how each of its images is augmented, are pure functions of (seed, epoch, image): they
+depend neither on the number of workers nor on what was read before.
+
+b batch, c channels, h w height and width in pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from vertebra.data.augment.sampler import RepeatedAugmentSampler
+from vertebra.data.datasets import Part
+from vertebra.spec.errors import VertebraError
+
+Read = Callable[[bytes], Tensor]
+"""An encoded image -> uint8 (c, h, w). Random numbers come from torch's, Python's or numpy's default generators."""
+
+
+class Place(NamedTuple):
+    """An image in an epoch."""
+
+    epoch: int
+    image: int
+    repeat: int
+    """Which of its repetitions, with repeated augmentation."""
+
+
+class Batch(NamedTuple):
+    """Images that could be read, and those that could not."""
+
+    images: Tensor
+    """uint8 (b, c, h, w); (0,) where none could be read."""
+    labels: Tensor
+    """(b,)"""
+    indices: Tensor
+    """(b,): positions in the split."""
+    skipped: list[tuple[int, str]]
+    """(position in the split, why) of the images that could not be read."""
+
+
+def seed_of(*parts: int) -> int:
+    """A 32-bit seed from several numbers, each of which changes it thoroughly."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Which images a process sees in which step of an epoch: a pure function of `seed` and epoch."""
+
+    images: int
+    batch_size: int
+    """Images a step, all processes together."""
+    seed: int = 0
+    repeats: int = 1
+    """Copies of each image in a row (repeated augmentation); an epoch stays as long as without."""
+    shuffle: bool = True
+    """False: in order, and the last, smaller batch too."""
+    size: int = 1
+    """Processes."""
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        uneven = self.batch_size % self.size != 0 or self.images < self.size
+        if self.images < 1 or self.batch_size < 1 or (uneven and self.shuffle):
+            raise VertebraError(
+                f"a batch of {self.batch_size} from {self.images} images does not go around {self.size} processes: "
+                "give a batch size that is a multiple of the processes, and more images than processes"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch. In training an incomplete last one is left out (other images every epoch)."""
+        if not self.shuffle:
+            return -(-self.images // self.batch_size)
+        return max(1, len(self._repeated()) // self.batch_size)
+
+    def _repeated(self) -> RepeatedAugmentSampler | range:
+        if self.repeats == 1:
+            return range(self.images)
+        return RepeatedAugmentSampler(self.images, self.repeats, seed=seed_of(self.seed))
+
+    def places(self, epoch: int) -> list[Place]:
+        """The whole epoch, all processes."""
+        if not self.shuffle:
+            return [Place(epoch, index, 0) for index in range(self.images)]
+        if self.repeats == 1:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+            drawn = cast("list[int]", torch.randperm(self.images, generator=generator).tolist())
+        else:
+            sampler = RepeatedAugmentSampler(self.images, self.repeats, seed=seed_of(self.seed))
+            sampler.set_epoch(epoch)
+            drawn = list(sampler)
+        seen = Counter[int]()
+        places: list[Place] = []
+        for index in drawn:
+            places.append(Place(epoch, index, seen[index]))
+            seen[index] += 1
+        return places
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[Place]]:
+        """The steps from `start` on, as far as they are for this process."""
+        places = self.places(epoch)
+        for step in range(start, self.steps):
+            whole = places[step * self.batch_size : (step + 1) * self.batch_size]
+            if self.shuffle:  # every process gets as many: fewer images than a batch lose a remainder
+                whole = whole[: len(whole) // self.size * self.size]
+            yield whole[self.rank :: self.size]
+
+
+class _Images:
+    """What the workers hold."""
+
+    def __init__(self, part: Part, read: Read, seed: int) -> None:
+        self.part, self.read, self.seed = part, read, seed
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, place: Place) -> tuple[int, int, Tensor | str]:
+        """(position, class index, image or why there is none)."""
+        seed = seed_of(self.seed, place.epoch, place.image, place.repeat)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        sample = self.part.samples[place.image]
+        try:
+            image = self.read(sample.read())
+        except VertebraError as error:
+            return place.image, self.part.labels[place.image], str(error).replace("<bytes>", sample.name, 1)
+        return place.image, self.part.labels[place.image], image
+
+
+def _collate(items: list[tuple[int, int, Tensor | str]]) -> Batch:
+    good = [(index, label, image) for index, label, image in items if isinstance(image, Tensor)]
+    skipped = [(index, why) for index, _, why in items if isinstance(why, str)]
+    images = default_collate([image for _, _, image in good]) if good else torch.empty(0, dtype=torch.uint8)
+    labels = torch.tensor([label for _, label, _ in good], dtype=torch.long)
+    return Batch(images, labels, torch.tensor([index for index, _, _ in good], dtype=torch.long), skipped)
+
+
+def _deaf(_worker: int) -> None:
+    """Ctrl-C is for the main process, which ends the workers when it no longer needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Sampler:
+    """What the DataLoader iterates: set to an epoch and a step before each pass."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.epoch, self.start = order, 0, 0
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return self.order.batches(self.epoch, self.start)
+
+    def __len__(self) -> int:
+        return self.order.steps - self.start
+
+
+class Loader:
+    """Batches of a split, epoch by epoch, from any step on. Workers live until `close`."""
+
+    def __init__(self, part: Part, read: Read, order: Order, *, workers: int = 0, pin: bool = False) -> None:
+        self.order = order
+        self.part = part
+        self._sampler = _Sampler(order)
+        self._loader = DataLoader(
+            cast("torch.utils.data.Dataset[object]", _Images(part, read, order.seed)),
+            batch_sampler=cast("torch.utils.data.Sampler[list[int]]", self._sampler),
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_deaf if workers else None,
+            generator=torch.Generator(),  # its own: starting workers must not draw from the run's
+        )
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The steps of an epoch from `start` on. Leaves the default generators as it finds them."""
+        self._sampler.epoch, self._sampler.start = number, start
+        batches = iter(self._loader)
+        while True:
+            before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # without workers, reading draws
+            batch = cast("Batch | None", next(batches, None))
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
+            if batch is None:
+                return
+            yield batch
+
+    def close(self) -> None:
+        """End the workers."""
+        del self._loader._iterator  # pyright: ignore[reportPrivateUsage] - no public way; ends them when collected
+        self._loader._iterator = None  # pyright: ignore[reportPrivateUsage]
+
+
+def default_workers(cores: int) -> int:
+    """Processes that read: all cores but one up to 8; on one or two cores, as many as cores."""
+    return cores if cores <= 2 else min(8, cores - 1)

@@ -1,0 +1,105 @@
+"""Files in folders, zips and tars, listed once and read from any thread or process.
+
+A member is a place in a container: its offset and length, found when the container is listed. Reading opens the file,
+seeks and reads, so that no handle is shared and nothing has to be kept open.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vertebra.spec.errors import VertebraError
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+"""A zip member's own header; its name and extra field follow, and then the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file; `offset` None: a file by itself, else its place in an archive."""
+
+    container: str
+    """Path of the archive, or of the file itself."""
+    inner: str
+    """Path inside the folder or archive, with forward slashes."""
+    size: int
+    """Bytes as stored."""
+    offset: int | None = None
+    """Tar: where the data begins. Zip: where the member's header begins."""
+    packing: str = ""
+    """"" as it is, "zip" (stored in a zip), "deflate" (compressed in a zip)."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.container if self.offset is None else f"{self.container}!{self.inner}"
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises `VertebraError` where they cannot be had."""
+        try:
+            with Path(self.container).open("rb") as file:
+                if self.offset is None:
+                    return file.read()
+                file.seek(self.offset)
+                if self.packing:
+                    header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+                    file.seek(header[-2] + header[-1], os.SEEK_CUR)
+                content = file.read(self.size)
+            return zlib.decompress(content, -zlib.MAX_WBITS) if self.packing == "deflate" else content
+        except OSError as error:
+            raise VertebraError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+        except (struct.error, zlib.error) as error:
+            raise VertebraError(f"{self.name}: the archive is damaged here: {error}") from error
+
+
+def list_folder(root: Path) -> Iterator[Member]:
+    """Every file below `root` in the order of their names; hidden ones and what a Mac leaves behind are passed over."""
+    for where, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        for name in sorted(files):
+            if not name.startswith("."):
+                path = Path(where, name)
+                yield Member(str(path), path.relative_to(root).as_posix(), path.stat().st_size)
+
+
+def list_zip(path: Path) -> Iterator[Member]:
+    """A zip's files in the order of their names. Raises `VertebraError` for a broken, encrypted or exotic one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise VertebraError(f"{path}: cannot be read as a zip: {error}") from error
+    for info in found:
+        if _hidden(info.filename):
+            continue
+        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise VertebraError(
+                f"{path}!{info.filename}: encrypted, or packed in a way other than 'stored' and 'deflate'; "
+                "pack the zip anew"
+            )
+        packing = "zip" if info.compress_type == zipfile.ZIP_STORED else "deflate"
+        yield Member(str(path), info.filename, info.compress_size, info.header_offset, packing)
+
+
+def list_tar(path: Path) -> Iterator[Member]:
+    """An uncompressed tar's files in the order in which they lie there."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for info in archive:
+                if info.isfile() and not _hidden(info.name):
+                    yield Member(str(path), info.name.removeprefix("./"), info.size, info.offset_data)
+    except (tarfile.TarError, OSError) as error:
+        raise VertebraError(
+            f"{path}: cannot be read as a tar: {error}; a compressed one has to be unpacked first"
+        ) from error
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in name.removeprefix("./").split("/"))

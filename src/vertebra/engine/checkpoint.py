@@ -1,0 +1,156 @@
+"""Everything that a run needs to go on, in one file that is there whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vertebra.engine.settings import differences
+from vertebra.spec import VertebraError
+
+FOLDER = "checkpoints"
+KEEP = 2
+"""Checkpoints that stay: the newest, and the one before it."""
+_FORMAT = 1
+
+
+class CheckpointError(VertebraError):
+    """A checkpoint that cannot be written, read, or gone on from."""
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Write `state` as the checkpoint after `step` updates; older ones than the last `KEEP` are then deleted.
+
+    Written beside, synced and renamed. Whatever goes wrong, the checkpoints that were there stay as they are.
+    """
+    path = folder / FOLDER / f"step-{step:09d}.pt"
+    content = io.BytesIO()
+    torch.save({"format": _FORMAT, "step": step, **state}, content)
+    write_whole(path, content.getbuffer())
+    for old in all_in(folder)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """The file as given, or as it was before. Raises `CheckpointError`."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{path.name}.{os.getpid()}"
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        earlier = [p for p in path.parent.glob("step-*.pt") if p != path] if path.parent.is_dir() else []
+        kept = f"; {max(earlier)} is whole, go on from it with --resume auto" if earlier else ""
+        raise CheckpointError(
+            f"cannot write {path} ({len(content) / 1e6:.1f} MB): {error.strerror or error}{kept}"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name, too, must be on the disk."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def all_in(folder: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    return sorted((folder / FOLDER).glob("step-*.pt"))
+
+
+def load_latest(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint that can be read; a damaged one is named in a warning. Raises where there is none."""
+    paths = all_in(folder)
+    for path in reversed(paths):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; going on from the one before it", stacklevel=2)
+    what = "none that can be read" if paths else "none"
+    raise CheckpointError(f"{folder} holds no checkpoint to go on from ({what} in {folder / FOLDER})")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU."""
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged zip, pickle or tensor shows itself as any of these.
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is no checkpoint of a training run of this version")
+    return state
+
+
+def check_same(state: Mapping[str, Any], config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raise, naming the differences, where a checkpoint is of another config or other data than the run at hand."""
+    changed = differences(state["config"], config)
+    if changed:
+        raise CheckpointError(
+            f"cannot resume under another config ({'; '.join(changed[:5])}); undo that, or start another --out"
+        )
+    old, new = state["data"], data
+    found: list[str] = []
+    if old["classes"] != new["classes"]:
+        gone, come = (
+            sorted(set(a) - set(b)) for a, b in ((old["classes"], new["classes"]), (new["classes"], old["classes"]))
+        )
+        found.append(f"classes: {', '.join([*(f'-{n}' for n in gone), *(f'+{n}' for n in come)][:5]) or 'other order'}")
+    for name in sorted({*old["parts"], *new["parts"]}):
+        a, b = old["parts"].get(name), new["parts"].get(name)
+        if a is None or b is None:
+            found.append(f"split {name}: {'is new' if a is None else 'is gone'}")
+        elif a["images"] != b["images"]:
+            found.append(f"split {name}: {a['images']} images, now {b['images']}")
+        elif a != b:
+            found.append(f"split {name}: other names, sizes or labels")
+    if found:
+        raise CheckpointError(
+            f"cannot resume over other data ({'; '.join(found)}); restore it, or start anew with another --out"
+        )
+
+
+def random_state() -> dict[str, Any]:
+    """Of every generator that the process draws from by default."""
+    numpy = np.random.get_state(legacy=False)
+    inner: Any = numpy["state"]
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy, "state": {"key": torch.from_numpy(inner["key"].astype(np.int64)), "pos": int(inner["pos"])}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """The inverse of `random_state`; GPUs' only where there are as many."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    numpy = state["numpy"]
+    key = numpy["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**numpy, "state": {"key": key, "pos": numpy["state"]["pos"]}})
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

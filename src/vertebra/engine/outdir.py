@@ -1,0 +1,96 @@
+"""What a run leaves in its folder beside checkpoints: config.yaml, split.csv, metrics.csv, and the model itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from vertebra.data.datasets import Dataset
+from vertebra.engine import checkpoint
+from vertebra.engine.checkpoint import write_whole
+from vertebra.engine.config import RunConfig
+from vertebra.engine.evaluate import Evaluation
+from vertebra.engine.settings import as_yaml, config_hash
+from vertebra.engine.setup import split_table
+from vertebra.hub.factory import describe
+from vertebra.hub.save import save_model
+from vertebra.models.backbone import Backbone
+from vertebra.spec import VertebraError
+
+CONFIG, SPLIT, METRICS, VALIDATION = "config.yaml", "split.csv", "metrics.csv", "validation.json"
+
+
+def claim(out: Path, resume: bool) -> None:
+    """A run's folder is its own: raises where there is another run in it; halves of files that a kill left go."""
+    if not resume and (checkpoint.all_in(out) or (out / METRICS).exists()):
+        raise VertebraError(f"{out} already holds a run; go on with it (--resume auto), or name another --out")
+    if out.exists() and not out.is_dir():
+        raise VertebraError(f"--out {out} is a file; name a folder")
+    for half in [*out.glob(".*.safetensors.*"), *(out / checkpoint.FOLDER).glob(".step-*")]:
+        half.unlink(missing_ok=True)
+
+
+def start(config: RunConfig, dataset: Dataset, classes: Sequence[str], out: Path) -> None:
+    """Config and split, as the run begins."""
+    _text(out / CONFIG, f"# run {config_hash(config)}\n{as_yaml(config)}")
+    _text(out / SPLIT, split_table(dataset))
+    _text(out / "labels.txt", "".join(f"{name}\n" for name in classes))
+
+
+def write_metrics(rows: Sequence[dict[str, float]], out: Path) -> None:
+    """The whole table anew, so that a resumed run leaves no line twice."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows({key: _short(value) for key, value in row.items()} for row in rows)
+    _text(out / METRICS, text.getvalue())
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def best(rows: Sequence[dict[str, float]]) -> int:
+    """The epoch (from 1) of the best validation accuracy, the first of equals; 0 before the first."""
+    return max(range(len(rows)), key=lambda i: (rows[i]["val_top1"], -i)) + 1 if rows else 0
+
+
+def write_model(model: nn.Module, like: Backbone, result: Evaluation, classes: Sequence[str], out: Path) -> None:
+    """`config.json` and `model.safetensors`, which `--model OUTDIR` reads, and how well it did."""
+    weights = cast("Backbone", model)
+    weights.pretrained_cfg = like.pretrained_cfg
+    record = {**describe(like), "label_names": list(classes)}
+    save_model(weights, out / "model.safetensors", extra={"label_names": list(classes)})
+    _text(out / "config.json", json.dumps(record, indent=1, ensure_ascii=False))
+    _text(out / VALIDATION, json.dumps(as_record(result, classes), indent=1, ensure_ascii=False))
+
+
+def as_record(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """An evaluation as JSON: the summary, a row a class, the confusion matrix."""
+    m = result.metrics
+    rows = zip(classes, m.recall, m.precision, m.f1, (sum(row) for row in m.confusion), strict=True)
+    return {
+        "images": m.images,
+        "skipped": m.skipped,
+        **m.summary(),
+        "classes": [
+            {"name": name, "recall": _number(r), "precision": _number(p), "f1": _number(f), "images": n}
+            for name, r, p, f, n in rows
+        ],
+        "confusion": m.confusion,
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON knows no nan (a class that never occurs, or that nothing was taken for)."""
+    return None if value != value else round(value, 6)
+
+
+def _text(path: Path, text: str) -> None:
+    write_whole(path, text.encode())

@@ -1,0 +1,230 @@
+"""`RunConfig` from outside: `--set a.b=value`, YAML overlays, checks, and its text and hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast
+
+from vertebra.engine.config import DistillConfig, RunConfig
+from vertebra.hub.registry import REGISTRY
+from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
+
+Config = TypeVar("Config")
+_NOT_COMPUTED = ("save_every", "trackers", "data.workers", "data.source")
+"""Fields that leave the weights as they are: a run may go on with others. Of data, the fingerprint decides."""
+
+
+def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
+    """`optim.lr=0.01` and its like, one after the other. A value is read as YAML: 1e-3, true, null, [0.9, 0.95]."""
+    yaml = _yaml()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise VertebraError(f"--set {setting!r}: write key=value, as optim.lr=0.01")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise VertebraError(f"--set {setting!r}: {text!r} cannot be read as a value: {_line(error)}") from error
+        nested: Any = value
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        config = overlay(config, nested)
+    return config
+
+
+def with_file(config: RunConfig, path: Path) -> RunConfig:
+    """A YAML file's fields in place of the config's own; those that it does not name stay."""
+    yaml = _yaml()
+    try:
+        changes = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VertebraError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise VertebraError(f"{path}: is not YAML: {_line(error)}") from error
+    if not isinstance(changes, Mapping):
+        raise VertebraError(f"{path}: holds no fields; write them as in `vertebra recipes finetune`")
+    return overlay(config, cast("Mapping[str, Any]", changes))
+
+
+def overlay(config: Config, changes: Mapping[str, Any], where: str = "") -> Config:
+    """A nested dict's values in place of the config's own. Raises for an unknown field or a value of another type."""
+    kinds = typing.get_type_hints(type(config))
+    names = [f.name for f in fields(cast("Any", config))]
+    out: dict[str, Any] = {}
+    for key, value in changes.items():
+        if key not in names:
+            raise _unknown(key, names, where)
+        own = getattr(config, key)
+        if is_dataclass(own) and not isinstance(value, Mapping):
+            raise VertebraError(f"{where}{key} is a group; set one of its fields, as {key}.{fields(own)[0].name}")
+        if is_dataclass(own):
+            out[key] = overlay(own, value, f"{where}{key}.")
+        elif isinstance(own, dict) and isinstance(value, Mapping):
+            out[key] = {**cast("dict[str, Any]", own), **cast("Mapping[str, Any]", value)}
+        else:
+            out[key] = _as(kinds[key], value, f"{where}{key}")
+    return cast("Config", replace(cast("Any", config), **out))
+
+
+def _unknown(key: str, names: list[str], where: str) -> UnknownNameError:
+    if key in _FIELDS:  # the right field, without its group or in a wrong one
+        hint = f"; did you mean {' or '.join(repr(f'{group}.{key}') for group in _FIELDS[key])}?"
+    else:
+        close = did_you_mean(where + key, [where + name for name in names]) or did_you_mean(key, _FIELDS)
+        hint = close or f"; allowed: {', '.join(f'{where}{name}' for name in names)}"
+    return UnknownNameError(f"unknown setting {where + key!r}{hint}")
+
+
+_FIELDS: dict[str, list[str]] = {}
+"""Field -> the groups that have it, for those who forget the group."""
+for _group in fields(RunConfig):
+    _value = getattr(RunConfig(), _group.name)
+    for _field in fields(_value) if is_dataclass(_value) else ():
+        _FIELDS.setdefault(_field.name, []).append(_group.name)
+
+
+def _as(kind: Any, value: Any, name: str) -> Any:
+    """`value` as a field of type `kind`, or an error that says what is allowed."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _as(next(part for part in parts if part is not type(None)), value, name)
+    if origin is Literal:
+        if value in parts:
+            return value
+        hint = did_you_mean(str(value), parts) or f"; allowed: {', '.join(parts)}"
+        raise VertebraError(f"{name}={value!r} is not possible{hint}")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        each = parts[0] if parts[-1] is Ellipsis else None
+        if each is not None or len(value) == len(parts):
+            return tuple(_as(each or parts[i], item, name) for i, item in enumerate(cast("list[Any]", value)))
+    if kind in (float, str, int, bool):
+        found = _scalar(kind, value)
+        if found is not None:
+            return found
+    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}
+    raise VertebraError(f"{name}={value!r}: give {wanted.get(getattr(kind, '__name__', ''), 'a list, as [a, b]')}")
+
+
+def _scalar(kind: type, value: Any) -> Any:
+    """None where the value is none of that kind."""
+    if kind is float and isinstance(value, str):  # YAML takes 1e-3 for a word
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and (value is None or type(value) in (int, float)):
+        return "" if value is None else str(value)
+    return value if type(value) is kind else None
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain values, as JSON and YAML hold them; numbers in fields of type float are floats, however they were given."""
+    return json.loads(json.dumps(asdict(from_dict(asdict(config)))))
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The inverse of `as_dict`."""
+    return overlay(RunConfig(), values)
+
+
+def as_yaml(config: RunConfig) -> str:
+    """What `--config` reads back."""
+    return _yaml().safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: RunConfig) -> str:
+    """16 digits, the same for the same run wherever its folder lies."""
+    return hashlib.sha256(json.dumps(as_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
+    """`optim.lr: 0.1, now 0.2` for every field whose value decides the weights and differs."""
+    out: list[str] = []
+    for key in sorted({*old, *new}):
+        name, a, b = f"{where}{key}", old.get(key), new.get(key)
+        if a == b or name in _NOT_COMPUTED:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differences(cast("Mapping[str, Any]", a), cast("Mapping[str, Any]", b), f"{name}.")
+        else:
+            out.append(f"{name}: {a!r}, now {b!r}")
+    return out
+
+
+def check(config: RunConfig) -> None:
+    """Raise for what is out of bounds or cannot go together, before anything starts."""
+    c = config
+    if not c.data.source:
+        raise VertebraError("no data: `vertebra train DATA --model NAME`")
+    if not c.model.name:
+        raise VertebraError("no model: --model NAME, as deit_tiny_patch16_224; `vertebra models` lists them")
+    REGISTRY.split(c.model.name)
+    for wrong, message in _rules(c):
+        if wrong:
+            raise VertebraError(message)
+
+
+def _rules(c: RunConfig) -> list[tuple[bool, str]]:
+    mixes = c.augment.mixup > 0 or c.augment.cutmix > 0
+    starts = c.model.pretrained or c.model.weights is not None
+    frozen = c.freeze.depth != 0
+    return [
+        (c.epochs < 1, f"epochs={c.epochs}: give 1 or more"),
+        (c.data.batch_size < 1, f"data.batch_size={c.data.batch_size}: give 1 or more"),
+        (c.optim.accumulate < 1, f"optim.accumulate={c.optim.accumulate}: give 1 or more"),
+        (c.optim.lr <= 0, f"optim.lr={c.optim.lr}: give a rate above 0"),
+        (not 0 < c.data.val_share < 1, f"data.val_share={c.data.val_share}: give a share between 0 and 1"),
+        (not 0 <= c.loss.smoothing < 1, f"loss.smoothing={c.loss.smoothing}: give a share from 0 to below 1"),
+        (c.augment.repeats < 1, f"augment.repeats={c.augment.repeats}: give 1 or more"),
+        (
+            c.ema.decay is not None and not 0 < c.ema.decay < 1,
+            f"ema.decay={c.ema.decay}: give a number between 0 and 1, as 0.999, or null",
+        ),
+        (
+            c.schedule.warmup_epochs >= c.epochs,
+            f"schedule.warmup_epochs={c.schedule.warmup_epochs} fills all {c.epochs} epochs; make it shorter",
+        ),
+        (
+            c.model.pretrained and c.model.weights is not None,
+            "model.pretrained and model.weights both name a checkpoint to start from; give one of them",
+        ),
+        (
+            frozen and not starts,
+            "freeze.depth without a checkpoint keeps random weights; add --pretrained or --weights FILE",
+        ),
+        (c.freeze.thaw_every is not None and not frozen, "freeze.thaw_every without freeze.depth thaws nothing"),
+        (
+            mixes and c.augment.mix_prob == 0,
+            "augment.mix_prob=0 never mixes; set augment.mixup=0 and augment.cutmix=0 instead",
+        ),
+        (
+            c.distill.teacher is None and c.distill != DistillConfig(),
+            "distill settings without a teacher have no effect; set distill.teacher=NAME",
+        ),
+        (not 0 <= c.distill.alpha <= 1, f"distill.alpha={c.distill.alpha}: give a share from 0 to 1"),
+        (c.device == "cpu" and c.precision == "fp16", "precision=fp16 does not train on a CPU; use bf16 or fp32"),
+        (
+            c.schedule.kind == "one_cycle" and c.schedule.warmup_epochs > 0,
+            "schedule.kind=one_cycle warms up by itself; set schedule.warmup_epochs=0",
+        ),
+    ]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise VertebraError("training needs more packages: pip install 'vertebra[train]'") from error
+    return yaml

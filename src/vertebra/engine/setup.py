@@ -1,0 +1,374 @@
+"""RunConfig -> the parts of a run: data, model, optimiser, schedule, and what is done to a batch."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from vertebra.data import create_train_reader, create_transform, resolve_model_data_config
+from vertebra.data.augment.batch import NormalizeBatch, RandomErasingBatch
+from vertebra.data.datasets import Dataset, Part, class_counts, open_dataset, with_validation
+from vertebra.data.loader import Loader, Order, default_workers
+from vertebra.data.mix import Mixup
+from vertebra.engine.config import RunConfig
+from vertebra.engine.ema import Ema
+from vertebra.engine.evaluate import eval_loader
+from vertebra.engine.losses import Distillation, class_weights, create_loss
+from vertebra.engine.optim import create_optimizer
+from vertebra.engine.reading import default_workers as cores
+from vertebra.engine.schedule import Schedule
+from vertebra.engine.settings import check
+from vertebra.engine.teacher import Teacher, load_teacher
+from vertebra.hub.factory import create_model, load_model
+from vertebra.hub.registry import REGISTRY
+from vertebra.models.backbone import Backbone
+from vertebra.models.groups import freeze, layer_groups
+from vertebra.runtime.machine import native_bf16
+from vertebra.spec import VertebraError
+
+LOUD = 0.05
+"""Standard deviation above which the weights of a classifier start too large."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What the loop turns. `net` is `model` as devices and processes need it."""
+
+    config: RunConfig
+    accelerator: Accelerator
+    dataset: Dataset
+    classes: tuple[str, ...]
+    """What the classes are called, which may be more readable than the folders."""
+    fingerprint: dict[str, Any]
+    model: Backbone
+    net: nn.Module
+    layout: torch.memory_format
+    """Of the images that `net` takes."""
+    ema: Ema | None
+    optimizer: Any
+    schedule: Schedule
+    loss: nn.Module
+    teacher: Teacher | None
+    finish: Callable[[Tensor], Tensor]
+    """The loader's uint8 batch -> normalised, erased."""
+    mix: Mixup | None
+    train: Loader
+    val: Loader
+    finish_val: Callable[[Tensor], Tensor]
+    updates: int
+    """An epoch's."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+
+def build(config: RunConfig, out: Path) -> Run:
+    """Everything, on its device. Raises `VertebraError` for what cannot be."""
+    check(config)
+    accelerator = _accelerator(config, out)
+    dataset = with_validation(open_dataset(config.data.source), config.data.val_share, config.seed)
+    classes = readable(dataset.classes, config.data.names)
+    set_seed(config.seed)
+    model = make_model(config, classes)
+    data = cast("dict[str, Any]", resolve_model_data_config(model))
+    train, val, finish_val = _loaders(config, dataset, data, accelerator)
+    updates = _updates(config, train)
+    device = accelerator.device
+    model.to(device)
+    # Convolutions are faster with channels last, but for a ViT's only one, which is then twice as slow.
+    layout = torch.channels_last if model.spatial and device.type in ("cpu", "cuda") else torch.contiguous_format
+    model.to(memory_format=layout)
+    optimizer = _optimizer(config, model)
+    ema = Ema(model, config.ema.decay, warmup=config.ema.warmup) if config.ema.decay is not None else None
+    if config.freeze.thaw_every is None:  # DDP looks once, when it wraps, at what learns
+        freeze(model, frozen_depth(config, model, 0))
+    net = torch.compile(model) if config.compile else model
+    net, optimizer = accelerator.prepare(net, optimizer)
+    teacher = load_teacher(config.distill, classes, data, device)
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        dataset=dataset,
+        classes=classes,
+        fingerprint=dataset.fingerprint(),
+        model=model,
+        net=net,
+        layout=layout,
+        ema=ema,
+        optimizer=optimizer,
+        schedule=_schedule(config, updates),
+        loss=_loss(config, dataset, model, teacher).to(device),
+        teacher=teacher,
+        finish=_finish(config, data).to(device),
+        mix=_mix(config, len(classes)),
+        train=train,
+        val=val,
+        finish_val=finish_val,
+        updates=updates,
+    )
+
+
+def _updates(config: RunConfig, train: Loader) -> int:
+    """An epoch's."""
+    updates = train.order.steps // config.optim.accumulate
+    if updates < 1:
+        raise VertebraError(
+            f"optim.accumulate={config.optim.accumulate} steps make no update: an epoch has {train.order.steps} "
+            f"(of {len(train.part)} images, {train.order.batch_size} a step)"
+        )
+    return updates
+
+
+def _accelerator(config: RunConfig, out: Path) -> Accelerator:
+    # accelerate keeps the first accelerator's settings for the whole process; a second run has its own.
+    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
+    GradientState._reset_state()  # pyright: ignore[reportPrivateUsage]
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise VertebraError("device=cuda, but torch sees no GPU here; set device=cpu, or leave it out")
+    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    thaws = config.freeze.thaw_every is not None
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=_precision(config, on_cpu),
+        log_with=list(config.trackers) or None,
+        project_dir=out,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=thaws)],
+    )
+    if config.data.batch_size % accelerator.num_processes:
+        raise VertebraError(
+            f"data.batch_size={config.data.batch_size} is that of all {accelerator.num_processes} processes together; "
+            "give a multiple of them"
+        )
+    return accelerator
+
+
+def _precision(config: RunConfig, on_cpu: bool) -> str:
+    if config.precision != "auto":
+        return "no" if config.precision == "fp32" else config.precision
+    device = torch.device("cpu" if on_cpu else "cuda" if torch.cuda.is_available() else "mps")
+    return "bf16" if native_bf16(device) else "no"
+
+
+def make_model(config: RunConfig, classes: Sequence[str]) -> Backbone:
+    """The architecture with its start weights, a classifier for `classes`, and a record that names them."""
+    chosen, size = config.model, config.data.image_size
+    options: dict[str, Any] = {"num_classes": len(classes), "drop_rate": chosen.drop_rate, **chosen.options}
+    if chosen.drop_path_rate is not None:
+        options["drop_path_rate"] = chosen.drop_path_rate
+    variant = REGISTRY.variant(REGISTRY.split(chosen.name)[0])
+    if size and "img_size" in {f.name for f in fields(variant.config)}:
+        options["img_size"] = size
+        if config.data.eval_size not in (None, size):
+            raise VertebraError(
+                f"data.eval_size={config.data.eval_size}: {chosen.name} is validated at the size it is trained on; "
+                "leave data.eval_size out"
+            )
+    model: Backbone
+    if chosen.weights is not None:
+        model = load_model(chosen.name, weights=chosen.weights, **options)
+    else:
+        model = create_model(chosen.name, pretrained=chosen.pretrained, **options)
+    starts = chosen.pretrained or chosen.weights is not None
+    reset = starts and model.pretrained_cfg.get("label_names") not in (None, tuple(classes))
+    if reset:  # as many classes, but others
+        model.reset_classifier(len(classes))
+    if not starts or reset or model.load_report.reinitialised:
+        _quiet(model)
+    model.set_grad_checkpointing(chosen.grad_checkpointing)
+    _record(model, config, classes, starts)
+    return model
+
+
+@torch.no_grad()
+def _quiet(model: Backbone) -> None:
+    """A fresh classifier whose start grows as classes get fewer (as DLA's) would begin with wild answers."""
+    layers = model.get_classifier()
+    for layer in layers if isinstance(layers, tuple) else (layers,):
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.std() > LOUD:
+            weight.mul_(LOUD / weight.std())
+
+
+def _record(model: Backbone, config: RunConfig, classes: Sequence[str], starts: bool) -> None:
+    """What the saved model says of itself: its classes and preprocessing, and no longer where the start came from."""
+    gone = (
+        "url",
+        "hf_hub_id",
+        "hf_hub_filename",
+        "file",
+        "source",
+        "tag",
+        "test_input_size",
+        "test_crop_pct",
+        "label_descriptions",
+    )
+    record = {key: value for key, value in model.pretrained_cfg.items() if key not in gone}
+    if not starts:
+        record = {k: v for k, v in record.items() if k not in ("license", "origin_url", "paper_ids", "description")}
+    size = config.data.eval_size or config.data.image_size
+    if size:
+        record["input_size"] = (model.in_chans, size, size)
+    if config.data.crop_pct:
+        record["crop_pct"] = config.data.crop_pct
+    record |= {"num_classes": len(classes), "label_names": tuple(classes)}
+    model.pretrained_cfg = model.default_cfg = record
+
+
+def _loaders(
+    config: RunConfig, dataset: Dataset, data: dict[str, Any], accelerator: Accelerator
+) -> tuple[Loader, Loader, Callable[[Tensor], Tensor]]:
+    c, a = config.data, config.augment
+    size, rank = accelerator.num_processes, accelerator.process_index
+    part = dataset.part("train")
+    workers = default_workers(cores()) if c.workers is None else c.workers
+    read = create_train_reader(
+        c.image_size or data["input_size"],
+        scale=a.scale,
+        ratio=a.ratio,
+        hflip=a.hflip,
+        vflip=a.vflip,
+        color_jitter=a.color_jitter,
+        auto_augment=a.auto_augment,
+        interpolation=a.interpolation,
+        mean=data["mean"],
+    )
+    order = Order(images=len(part), batch_size=c.batch_size, seed=config.seed, repeats=a.repeats, size=size, rank=rank)
+    train = Loader(part, read, order, workers=workers, pin=accelerator.device.type == "cuda")
+    transform = create_transform(**data, is_training=False)
+    held = dataset.part("val")
+    val, finish = eval_loader(held, transform, batch_size=c.batch_size, workers=workers, size=size, rank=rank)
+    return train, val, finish
+
+
+def _finish(config: RunConfig, data: dict[str, Any]) -> nn.Module:
+    a = config.augment
+    steps: list[nn.Module] = [NormalizeBatch(data["mean"], data["std"])]
+    if a.re_prob > 0:
+        steps.append(RandomErasingBatch(a.re_prob, a.re_mode, a.re_count))
+    return nn.Sequential(*steps)
+
+
+def _mix(config: RunConfig, num_classes: int) -> Mixup | None:
+    a = config.augment
+    if a.mixup == 0 and a.cutmix == 0:
+        return None
+    return Mixup(
+        a.mixup,
+        a.cutmix,
+        prob=a.mix_prob,
+        switch_prob=a.switch_prob,
+        mode=a.mix_mode,
+        label_smoothing=config.loss.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def _loss(config: RunConfig, dataset: Dataset, model: Backbone, teacher: Teacher | None) -> nn.Module:
+    c = config.loss
+    weight = None
+    if c.balance:
+        counts = class_counts(dataset.part("train"), dataset.classes)
+        weight = class_weights(torch.tensor(list(counts.values())))
+    base = create_loss(
+        c.kind,
+        smoothing=c.smoothing,
+        weight=weight,
+        target_threshold=c.target_threshold,
+        sum_classes=c.sum_classes,
+        gamma=c.gamma,
+    )
+    if teacher is None:
+        return base
+    if hasattr(model, "set_distilled_training"):
+        cast("Any", model).set_distilled_training()
+    return Distillation(base, config.distill.kind, config.distill.alpha, config.distill.temperature)
+
+
+def global_lr(config: RunConfig) -> float:
+    """The learning rate for the batch that one update really sees."""
+    c = config.optim
+    return c.lr if c.lr_batch is None else c.lr * config.data.batch_size * c.accumulate / c.lr_batch
+
+
+def _optimizer(config: RunConfig, model: Backbone) -> torch.optim.Optimizer:
+    c = config.optim
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in c.options.items()}
+    return create_optimizer(
+        model, c.name, lr=global_lr(config), weight_decay=c.weight_decay, layer_decay=c.layer_decay, **options
+    )
+
+
+def _schedule(config: RunConfig, updates: int) -> Schedule:
+    """In updates; plateau in epochs, after each of which there is a metric."""
+    c = config.schedule
+    unit = 1 if c.kind == "plateau" else updates
+    return Schedule(
+        kind=c.kind,
+        lr=global_lr(config),
+        total=config.epochs * unit,
+        lr_min=c.min_lr,
+        warmup=c.warmup_epochs if c.kind == "plateau" else math.ceil(c.warmup_epochs * unit),
+        warmup_lr=c.warmup_lr if c.warmup_epochs else 0.0,
+        power=c.power,
+        decay=c.decay_rate,
+        decay_steps=c.decay_epochs * unit,
+        milestones=tuple(m * unit for m in c.milestones),
+        patience=c.patience,
+        rise=c.rise,
+    )
+
+
+def frozen_depth(config: RunConfig, model: Backbone, epoch: int) -> int:
+    """Groups nearest the image that do not learn in this epoch: a pure function of it."""
+    groups = len(layer_groups(model, coarse=True))
+    depth = groups - 1 if config.freeze.depth < 0 else config.freeze.depth
+    thawed = 0 if config.freeze.thaw_every is None else int(epoch / config.freeze.thaw_every)
+    return max(0, depth - thawed)
+
+
+def readable(folders: Sequence[str], path: str | None) -> tuple[str, ...]:
+    """Names for class folders from a table with a header: the column that holds them all, and its column `name`."""
+    if path is None:
+        return tuple(folders)
+    try:
+        with Path(path).expanduser().open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise VertebraError(f"data.names={path}: cannot be read: {error}") from error
+    columns = list(rows[0]) if rows else []
+    key = next((c for c in columns if set(folders) <= {row[c] for row in rows}), None)
+    if key is None or "name" not in columns:
+        raise VertebraError(
+            f"data.names={path}: needs a header with a column 'name', and a column that holds all class folders, "
+            f"as {folders[0]!r}; it has {', '.join(columns) or 'nothing'}"
+        )
+    named = {row[key]: row["name"] for row in rows}
+    return tuple(named[folder] for folder in folders)
+
+
+def split_table(dataset: Dataset) -> str:
+    """Which image is in which split, as CSV."""
+    lines = ["split,label,image"]
+    for name, part in dataset.parts.items():
+        lines += [f"{name},{label},{image}" for label, image in _named(part, dataset.classes)]
+    return "\n".join(lines) + "\n"
+
+
+def _named(part: Part, classes: Sequence[str]) -> list[tuple[str, str]]:
+    quoted = [sample.name for sample in part.samples]
+    return [(_quote(classes[label]), _quote(name)) for label, name in zip(part.labels, quoted, strict=True)]
+
+
+def _quote(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\n') else cell

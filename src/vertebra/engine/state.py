@@ -1,0 +1,97 @@
+"""Where a run stands: kept in every checkpoint, and put back from it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vertebra.engine import checkpoint
+from vertebra.engine.settings import as_dict, config_hash
+from vertebra.engine.setup import Run
+
+
+@dataclass(slots=True)
+class State:
+    """Where a run stands, beside its tensors. All of it is in every checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    """Batches of this epoch that are done; always whole updates."""
+    updates: int = 0
+    """Since the run began."""
+    loss_sum: float = 0.0
+    """Over this epoch's images so far, of all processes."""
+    seen: int = 0
+    """This epoch's images so far."""
+    seconds: float = 0.0
+    """This epoch's training time so far."""
+    skipped: dict[int, str] = field(default_factory=dict[int, str])
+    """Training images that could not be read, by position, and why."""
+    left_out: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """(epoch, step) of updates that gave no number, and are left out since."""
+    metrics: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    """One row an epoch, as in metrics.csv."""
+
+
+def snapshot(run: Run, state: State) -> dict[str, Any]:
+    scaler: Any = run.accelerator.scaler
+    return {
+        "config": as_dict(run.config),
+        "config_hash": config_hash(run.config),
+        "data": run.fingerprint,
+        "model": run.model.state_dict(),
+        "ema": None if run.ema is None else run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "random": checkpoint.random_state(),
+        "processes": run.accelerator.num_processes,
+        "state": {f.name: getattr(state, f.name) for f in fields(state)},
+    }
+
+
+def save(run: Run, state: State, out: Path) -> None:
+    if run.accelerator.is_main_process:
+        checkpoint.save(out, state.updates, snapshot(run, state))
+    run.accelerator.wait_for_everyone()
+
+
+def restore(run: Run, saved: Mapping[str, Any]) -> State:
+    """Put a checkpoint's tensors into the run's parts; raises where it is of another run."""
+    checkpoint.check_same(saved, as_dict(run.config), run.fingerprint)
+    run.model.load_state_dict(saved["model"], strict=True)
+    if run.ema is not None:
+        run.ema.load_state_dict(saved["ema"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    if run.accelerator.scaler is not None and saved["scaler"] is not None:
+        run.accelerator.scaler.load_state_dict(saved["scaler"])
+    checkpoint.set_random_state(saved["random"])
+    state = State(**saved["state"])
+    if not run.accelerator.is_main_process:
+        state.loss_sum, state.seen = 0.0, 0
+    return state
+
+
+@contextmanager
+def listening() -> Generator[list[int]]:
+    """A list that holds the signal once somebody wants the run to end; a second Ctrl-C ends it at once."""
+    pressed: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, which alone may listen
+        before = {}
+    try:
+        yield pressed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

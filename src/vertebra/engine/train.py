@@ -1,0 +1,331 @@
+"""Training: one explicit loop. A run that is killed at any moment goes on to the very same weights.
+
+Nothing in it depends on what was computed before but through what a checkpoint holds: which images a step gets, how
+they are augmented and mixed, dropout, the learning rate and what is frozen are pure functions of (seed, epoch, step).
+
+b batch, k classes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from vertebra.data.loader import Batch, seed_of
+from vertebra.engine import checkpoint, outdir
+from vertebra.engine.config import RunConfig
+from vertebra.engine.evaluate import Evaluation, evaluate
+from vertebra.engine.progress import Progress
+from vertebra.engine.schedule import set_lr
+from vertebra.engine.setup import Run, build, frozen_depth
+from vertebra.engine.state import State, listening, restore, save, snapshot
+from vertebra.models.groups import freeze
+from vertebra.spec import VertebraError
+
+AGREE_EVERY = 20
+"""Updates between two looks at what a GPU has computed, and at what other processes want."""
+
+
+class InterruptedRunError(VertebraError):
+    """Somebody pressed Ctrl-C; the run is saved."""
+
+
+class NotFiniteError(VertebraError):
+    """The loss is no number, in the update that begins with `step`."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished run leaves."""
+
+    out: Path
+    best_epoch: int
+    metrics: list[dict[str, float]]
+    skipped: dict[int, str]
+    stopped_early: bool
+
+
+def train(config: RunConfig, out: Path, *, resume: bool = False, console: Console | None = None) -> Result:
+    """Run `config` in the folder `out`; `resume` goes on from its newest checkpoint, where it has one.
+
+    Raises `InterruptedRunError` after Ctrl-C, `NotFiniteError` where the loss is no number, `CheckpointError` where a
+    checkpoint cannot be written or does not belong to this run.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        outdir.claim(out, resume)
+    run = build(config, out)
+    progress = Progress(console if run.accelerator.is_main_process else None)
+    state = State()
+    try:
+        goes_on = resume and bool(checkpoint.all_in(out))
+        run.accelerator.wait_for_everyone()  # all have looked before the first one writes
+        if goes_on:
+            state = restore(run, checkpoint.load_latest(out))
+            progress.say(f"resumed    epoch {state.epoch + 1}, step {state.step} of {run.train.order.steps}")
+        elif run.accelerator.is_main_process:
+            outdir.start(run.config, run.dataset, run.classes, out)
+            checkpoint.save(out, 0, snapshot(run, state))
+        run.accelerator.wait_for_everyone()
+        if config.trackers:
+            run.accelerator.init_trackers("vertebra")
+        with listening() as pressed:
+            stopped = _epochs(run, state, out, progress, pressed)
+        run.accelerator.end_training()
+    finally:
+        progress.close()
+        run.train.close()
+        run.val.close()
+    return Result(out, outdir.best(state.metrics), state.metrics, state.skipped, stopped)
+
+
+def _epochs(run: Run, state: State, out: Path, progress: Progress, pressed: list[int]) -> bool:
+    """True where the run ended early because nothing got better."""
+    while state.epoch < run.config.epochs:
+        if _out_of_patience(run.config, state):
+            return True
+        freeze(run.model, frozen_depth(run.config, run.model, state.epoch))
+        try:
+            _train_epoch(run, state, out, progress, pressed)
+        except NotFiniteError as error:
+            _roll_back(run, state, out, error, progress)
+            continue
+        _finish_epoch(run, state, out, progress)
+    return False
+
+
+def _out_of_patience(config: RunConfig, state: State) -> bool:
+    best = outdir.best(state.metrics)
+    return config.stop.patience is not None and len(state.metrics) - best > config.stop.patience
+
+
+def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed: list[int]) -> None:
+    """The rest of the epoch, update by update."""
+    every = run.config.optim.accumulate
+    run.model.train()
+    progress.start(state.epoch, run.config.epochs, run.updates * every, state.step)
+    batches = run.train.epoch(state.epoch, state.step)
+    totals, unseen = _zeros(run), list[tuple[int, Tensor]]()
+    began = saved = time.monotonic()
+    while state.step < run.updates * every:
+        group = [next(batches) for _ in range(every)]
+        _note_skipped(state, group, progress)
+        if (state.epoch, state.step) not in state.left_out:
+            sums = _update(run, state, group)
+            unseen.append((state.step, sums[0]))
+            totals += sums
+        state.step += every
+        state.updates += 1
+        progress.step(state.step, totals, run.train.order.batch_size * every)
+        ends = state.step == run.updates * every
+        if run.device.type != "cpu" and state.updates % AGREE_EVERY and not ends:
+            continue
+        due = time.monotonic() - saved >= run.config.save_every and not ends
+        stop, due = _agree(run, state.epoch, unseen, bool(pressed), due)
+        unseen.clear()
+        if stop or due:
+            _absorb(run, state, totals, time.monotonic() - began)
+            began = saved = time.monotonic()
+            save(run, state, out)
+        if stop:
+            raise InterruptedRunError(f"stopped in epoch {state.epoch + 1}, step {state.step}; saved in {out}")
+    _absorb(run, state, totals, time.monotonic() - began)
+
+
+def _zeros(run: Run) -> Tensor:
+    """(sum of losses, images); mps has no double precision."""
+    return torch.zeros(2, dtype=torch.float32 if run.device.type == "mps" else torch.float64, device=run.device)
+
+
+def _update(run: Run, state: State, group: list[Batch]) -> Tensor:
+    """Forward, backward, optimiser, average. Returns (sum of losses, images)."""
+    accelerator, c = run.accelerator, run.config.optim
+    set_lr(run.optimizer, _lr(run, state))
+    totals = _zeros(run)
+    for number, batch in enumerate(group):
+        if len(batch.labels) == 0 and accelerator.num_processes == 1:
+            continue
+        torch.manual_seed(seed_of(run.config.seed, state.epoch, state.step + number, accelerator.process_index))
+        with _syncing(run, number == len(group) - 1):
+            loss, count = _loss(run, state, batch)
+            accelerator.backward(loss / len(group))
+        totals += torch.stack([loss.detach().to(totals.dtype) * count, totals.new_tensor(float(count))])
+    if c.clip_norm is not None:
+        accelerator.clip_grad_norm_(run.model.parameters(), c.clip_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.ema is not None:
+        run.ema.update(run.model, state.updates)
+    return totals
+
+
+def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
+    """The mean loss of a batch, and its number of images."""
+    count = len(batch.labels)
+    if count == 0:  # nothing in it could be read: the processes still need this one's (zero) gradients
+        size = run.model.pretrained_cfg["input_size"]
+        outputs: Any = run.net(torch.zeros(1, *size, device=run.device))
+        first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+        return first.sum() * 0, 0
+    images = run.finish(batch.images.to(run.device, non_blocking=True))
+    targets = batch.labels.to(run.device, non_blocking=True)
+    off = run.config.augment.mix_off_epoch
+    if run.mix is not None and (off is None or state.epoch < off):
+        images, targets = run.mix(images, targets)
+    images = images.contiguous(memory_format=run.layout)
+    outputs = run.net(images)
+    if run.teacher is not None:
+        return run.loss(outputs, targets, run.teacher(images)), count
+    return run.loss(outputs, targets), count
+
+
+@contextmanager
+def _syncing(run: Run, last: bool) -> Generator[None]:
+    """Processes exchange gradients only with the last batch of an update."""
+    if last or run.accelerator.num_processes == 1:
+        yield
+    else:
+        with run.accelerator.no_sync(run.net):
+            yield
+
+
+def _lr(run: Run, state: State) -> float:
+    """The learning rate of the coming update."""
+    schedule = run.schedule
+    if schedule.kind != "plateau":
+        return schedule.at(state.updates)
+    now = state.updates / run.updates
+    if now < schedule.warmup:
+        return schedule.at(now)
+    if state.epoch == 0 or state.epoch - 1 <= schedule.warmup:
+        return schedule.lr
+    return schedule.at(state.epoch - 1, [row["val_top1"] for row in state.metrics[: state.epoch]])
+
+
+def _agree(run: Run, epoch: int, losses: list[tuple[int, Tensor]], stop: bool, due: bool) -> tuple[bool, bool]:
+    """(stop?, save?): what any process wants, all do; when to save, the first one decides.
+
+    `losses`: (step, sum) of the updates since the last time. Raises `NotFiniteError` for the first that is no number.
+    """
+    finite = torch.stack([loss for _, loss in losses]).isfinite().tolist() if losses else []
+    bad = next((step for (step, _), fine in zip(losses, finite, strict=True) if not fine), -1)
+    if run.accelerator.num_processes > 1:
+        mine = torch.tensor([[bad, stop, due]], dtype=torch.float, device=run.device)
+        theirs = cast("list[list[float]]", cast("Tensor", run.accelerator.gather(mine)).tolist())
+        bad = int(min((row[0] for row in theirs if row[0] >= 0), default=-1))
+        stop, due = any(row[1] for row in theirs), bool(theirs[0][2])
+    if bad >= 0:
+        raise NotFiniteError(_which(run, epoch, bad), bad)
+    return stop, due
+
+
+def _absorb(run: Run, state: State, totals: Tensor, seconds: float) -> None:
+    """Take the sums of all processes into the state."""
+    whole = totals if run.accelerator.num_processes == 1 else cast("Tensor", run.accelerator.reduce(totals, "sum"))
+    state.loss_sum += float(whole[0])
+    state.seen += int(whole[1])
+    state.seconds += seconds
+    totals.zero_()
+
+
+def _note_skipped(state: State, group: list[Batch], progress: Progress) -> None:
+    for batch in group:
+        for index, why in batch.skipped:
+            if index not in state.skipped:
+                state.skipped[index] = why
+                progress.say(f"skipped    {why}")
+
+
+def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None:
+    """Validate, write down, keep the best, save."""
+    lr = _lr(run, state) if run.schedule.kind == "plateau" else run.schedule.at(state.updates - 1)
+    row: dict[str, float] = {
+        "epoch": state.epoch + 1,
+        "updates": state.updates,
+        "lr": lr,
+        "train_loss": state.loss_sum / max(1, state.seen),
+        "images_per_s": state.seen / max(1e-9, state.seconds),
+        "skipped": len(state.skipped),
+    }
+    result = validate(run)
+    row |= {f"val_{name}": value for name, value in result.metrics.summary().items()}
+    state.metrics.append(row)
+    state.epoch, state.step, state.loss_sum, state.seen, state.seconds = state.epoch + 1, 0, 0.0, 0, 0.0
+    if run.config.trackers:
+        run.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=state.epoch)
+    if run.accelerator.is_main_process:
+        outdir.write_metrics(state.metrics, out)
+        if outdir.best(state.metrics) == state.epoch:
+            model = run.model if run.ema is None else run.ema.module
+            outdir.write_model(model, run.model, result, run.classes, out)
+    save(run, state, out)
+    progress.epoch(row, best=outdir.best(state.metrics) == state.epoch)
+
+
+def validate(run: Run) -> Evaluation:
+    """The weights' (or their average's) answers on the validation split."""
+    model = (run.model if run.ema is None else cast("Any", run.ema.module)).eval()
+
+    def forward(images: Tensor) -> Tensor:
+        with run.accelerator.autocast():
+            return model(images.contiguous(memory_format=run.layout))
+
+    batches = run.val.epoch(0)
+    return evaluate(forward, batches, len(run.classes), prepare=run.finish_val, device=run.device)
+
+
+def _roll_back(run: Run, state: State, out: Path, error: NotFiniteError, progress: Progress) -> None:
+    """Back to the last checkpoint, and leave the update out; or raise, as the policy says."""
+    c = run.config.stop
+    left_out = [*state.left_out, (state.epoch, error.step)]
+    last = checkpoint.all_in(out)[-1]
+    if c.on_nan == "stop":
+        raise NotFiniteError(
+            f"{error}; lower optim.lr, set optim.clip_norm=1, or leave the step out with stop.on_nan=rollback; "
+            f"{last} is from before",
+            error.step,
+        ) from error
+    if len(left_out) > c.rollbacks:
+        raise NotFiniteError(
+            f"{error}, after {c.rollbacks} rollbacks; lower optim.lr, or set optim.clip_norm=1", error.step
+        ) from error
+    progress.say(f"rolled back to {last.name}: {error}")
+    run.accelerator.wait_for_everyone()
+    restored = restore(run, checkpoint.load_latest(out))
+    restored.left_out = left_out
+    for f in fields(state):
+        setattr(state, f.name, getattr(restored, f.name))
+
+
+def _which(run: Run, epoch: int, step: int) -> str:
+    """Names the batch: the images of all processes are a pure function of the epoch and the step."""
+    count = run.config.data.batch_size * run.config.optim.accumulate
+    start = step * run.config.data.batch_size
+    names = [run.train.part.samples[p.image].name for p in run.train.order.places(epoch)[start : start + count]]
+    return (
+        f"the loss is no finite number in epoch {epoch + 1}, step {step + 1} "
+        f"(images {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    )
+
+
+def describe(run: Run) -> list[str]:
+    """What is about to happen, in a few lines."""
+    parts = ", ".join(f"{len(part):,} {name}" for name, part in run.dataset.parts.items())
+    learning = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    return [
+        f"data       {parts} images, {len(run.classes)} classes",
+        f"model      {run.config.model.name}, {learning / 1e6:.2f} M parameters, {run.accelerator.mixed_precision}",
+        f"steps      {run.config.epochs} epochs of {run.updates} updates, {run.train.order.batch_size} images",
+    ]

@@ -1,0 +1,204 @@
+"""`vertebra train`, `validate` and `recipes` as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from vertebra.cli import app
+from vertebra.data.datasets import open_dataset
+from vertebra.engine import evaluate as module
+from vertebra.engine.evaluate import Answers, measure
+from vertebra.engine.validate import validation_part
+from vertebra.spec import VertebraError
+
+TINY = (
+    "model.options={depth: 1, embed_dim: 48}",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "data.workers=0",
+    "device=cpu",
+    "trackers=[]",
+    "epochs=2",
+)
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in args], prog_name="vertebra")
+
+
+def settings(*more: str) -> list[str]:
+    return [part for setting in (*TINY, *more) for part in ("--set", setting)]
+
+
+def one_line(result: Result) -> str:
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    numbers = np.random.default_rng(3)
+    for name, channel in (("ash", 0), ("elm", 1), ("oak", 2)):
+        (root / name).mkdir()
+        for i in range(10):
+            levels = numbers.integers(0, 90, (40, 40, 3))
+            levels[..., channel] += 160
+            Image.fromarray(levels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("runs") / "trees"
+    model = ("--model", "deit_tiny_patch16_224", "--from-scratch")
+    more = settings("epochs=6", "optim.lr=0.01", "optim.layer_decay=null")
+    return out, run("train", photos, *model, "--out", out, *more)
+
+
+def test_a_folder_of_folders_becomes_a_model_for_every_command(
+    trained: tuple[Path, Result], photos: Path, tmp_path: Path, unchecked_shapes: None
+) -> None:
+    out, result = trained
+    assert result.exit_code == 0, result.output
+    assert "recipe=finetune" in result.stdout
+    assert "epoch 6" in result.stdout
+    assert f"next       vertebra classify PHOTO --model {out}" in result.stdout
+    answer = run("classify", photos / "elm" / "0.png", "--model", out, "--json")
+    assert json.loads(answer.stdout)["predictions"][0]["label"] in {"ash", "elm", "oak"}
+    said = run("validate", photos, "--model", out, "--json", "--workers", "0")
+    assert said.exit_code == 0, said.output
+    record = json.loads(said.stdout)
+    assert record["images"] == 30
+    assert record["top1"] > 0.8
+    exported = run("export", out, "--out", tmp_path / "trees.pt2")
+    assert exported.exit_code == 0, exported.output
+    again = json.loads(run("validate", photos, "--model", tmp_path / "trees.pt2", "--json", "--workers", "0").stdout)
+    assert again["confusion"] == record["confusion"]
+    assert again["loss"] == pytest.approx(record["loss"], abs=1e-4)
+
+
+def test_validate_prints_classes_and_writes_the_confusion(
+    trained: tuple[Path, Result], photos: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "confusion.csv"
+    with zipfile.ZipFile(tmp_path / "test.zip", "w") as archive:
+        for file in sorted(photos.rglob("*.png")):
+            archive.write(file, f"test/{file.relative_to(photos).as_posix()}")
+    result = run("validate", tmp_path / "test.zip", "--model", trained[0], "--per-class", "--confusion", table)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["images", "30"] in lines
+    assert {line[0] for line in lines} >= {"top1", "top5", "macro_f1", "ece", "loss", "ash", "elm", "oak"}
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    assert rows[0] == ["true", "ash", "elm", "oak"]
+    assert sum(int(cell) for row in rows[1:] for cell in row[1:]) == 30
+
+
+def test_an_unreadable_photo_is_named_and_the_status_says_so(
+    trained: tuple[Path, Result], photos: Path, tmp_path: Path
+) -> None:
+    for name in ("ash", "elm"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "good.png").write_bytes((photos / name / "0.png").read_bytes())
+    (tmp_path / "ash" / "bad.png").write_bytes(b"no image")
+    result = run("validate", tmp_path, "--model", trained[0], "--workers", "0")
+    assert result.exit_code == 1
+    assert "bad.png" in one_line(result)
+    assert "2, 1 skipped" in result.stdout
+
+
+def test_resume_goes_on_with_a_folder_alone(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start = ("train", photos, "--model", "deit_tiny_patch16_224", "--from-scratch", "--out", out)
+    assert run(*start, *settings()).exit_code == 0
+    assert "already holds a run" in one_line(run(*start, *settings()))
+    again = run("train", "--resume", out)
+    assert again.exit_code == 0, again.output
+    assert "resumed    epoch 3" in again.stdout
+    changed = run("train", "--resume", out, "--set", "optim.lr=0.5")
+    assert changed.exit_code == 1
+    assert "optim.lr: 0.0005, now 0.5" in one_line(changed)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--model", "deit_tiny_patch16_244"), "deit_tiny_patch16_224"),
+        (("--model", "dla34", "--recipe", "finetun"), "did you mean 'finetune'"),
+        (("--model", "dla34", "--set", "optim.lrr=1"), "did you mean 'optim.lr'"),
+        (("--model", "dla34", "--set", "epochs=none at all"), "give a whole number"),
+        ((), "no model"),
+    ],
+)
+def test_wrong_names_end_it_before_anything_is_written(
+    args: tuple[str, ...], message: str, photos: Path, tmp_path: Path
+) -> None:
+    result = run("train", photos, *args, "--out", tmp_path / "run")
+    assert result.exit_code in (1, 2)
+    assert message in one_line(result)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_data_it_says_so() -> None:
+    assert "no data" in one_line(run("train", "--model", "dla34"))
+
+
+def test_recipes_are_listed_and_shown() -> None:
+    listed = run("recipes").stdout
+    assert [line.split()[0] for line in listed.splitlines()][:3] == ["finetune", "linear-probe", "small"]
+    shown = run("recipes", "deit").stdout
+    assert shown.startswith("# DeiT on ImageNet-1k")
+    assert "auto_augment: rand-m9-mstd0.5-inc1" in shown
+    assert "did you mean 'deit'" in one_line(run("recipes", "deitt"))
+
+
+def test_classes_are_matched_by_name_or_through_a_table(photos: Path, tmp_path: Path) -> None:
+    known = ("oak", "yew", "elm", "ash")
+    part = validation_part(photos, known, 4, split=None, names=None)
+    assert part.labels == (3,) * 10 + (2,) * 10 + (0,) * 10
+    table = tmp_path / "names.csv"
+    table.write_text("folder,name\nash,Ash tree\nelm,Elm\noak,Oak\n")
+    named = validation_part(photos, ("Elm", "Oak", "Ash tree"), 3, split=None, names=str(table))
+    assert set(named.labels) == {0, 1, 2}
+    assert named.labels[0] == 2
+    with pytest.raises(VertebraError, match=r"class 'ash' of .* is none of the 2"):
+        validation_part(photos, ("yew", "elm"), 2, split=None, names=None)
+    with pytest.raises(VertebraError, match="have no names"):
+        validation_part(photos, None, 5, split=None, names=None)
+    assert len(open_dataset(photos).classes) == len(
+        set(validation_part(photos, None, 3, split=None, names=None).labels)
+    )
+
+
+def test_metrics_are_those_of_torchmetrics() -> None:
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_calibration_error,
+        multiclass_f1_score,
+        multiclass_recall,
+    )
+
+    logits, labels = 2 * torch.randn(300, 7), torch.randint(0, 6, (300,))
+    p = logits.softmax(-1)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    found = measure(Answers(torch.arange(300), labels, p.topk(5).indices, p.max(-1).values, losses), 7)
+    assert found.top1 == pytest.approx(float(multiclass_accuracy(p, labels, 7, average="micro")))
+    assert found.top5 == pytest.approx(float(multiclass_accuracy(p, labels, 7, average="micro", top_k=5)))
+    assert found.macro_f1 == pytest.approx(float(multiclass_f1_score(p, labels, 7)))
+    assert found.ece == pytest.approx(float(multiclass_calibration_error(p, labels, 7, n_bins=15)), abs=1e-6)
+    assert found.recall[:6] == pytest.approx(multiclass_recall(p, labels, 7, average="none")[:6].tolist())
+    assert found.loss == pytest.approx(float(losses.mean()))
+    empty = measure(Answers(*(t[:0] for t in (labels, labels, p.topk(5).indices, losses, losses))), 7)
+    assert empty.images == 0
+    assert empty.top1 != empty.top1
+    assert module.BEST == 5

@@ -1,0 +1,228 @@
+"""DATA in every form it may take, to the same table."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+import types
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vertebra.data.datasets import Dataset, open_dataset, with_validation
+from vertebra.spec import VertebraError
+
+COLOURS = {"cat": "red", "dog": "green", "eel": "blue"}
+
+
+def png(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 4), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tree(root: Path, splits: tuple[str, ...] = ("",), each: int = 3) -> Path:
+    for split in splits:
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(each):
+                (folder / f"{i}.png").write_bytes(png(colour))
+    return root
+
+
+def pack(root: Path, path: Path, prefix: str = "", packing: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for file in sorted(p for p in root.rglob("*") if p.is_file()):
+            archive.write(file, prefix + file.relative_to(root).as_posix())
+    return path
+
+
+def sizes(dataset: Dataset) -> dict[str, int]:
+    return {name: len(part) for name, part in dataset.parts.items()}
+
+
+def check_content(dataset: Dataset) -> None:
+    """Every image is that of its class, whatever it was read from."""
+    for part in dataset.parts.values():
+        for sample, label in zip(part.samples, part.labels, strict=True):
+            assert sample.read() == png(COLOURS[dataset.classes[label]]), sample.name
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    (root / "cat" / "notes.txt").write_text("no photo")
+    (root / "cat" / "._0.png").write_bytes(b"what a Mac leaves")
+    (root / "dog" / "more").mkdir()
+    (root / "dog" / "more" / "9.png").write_bytes(png("green"))
+    dataset = open_dataset(root)
+    assert dataset.classes == ("cat", "dog", "eel")
+    assert sizes(dataset) == {"train": 10}
+    check_content(dataset)
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "validation", "testing")])
+def test_folders_of_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
+    dataset = open_dataset(tree(tmp_path, names))
+    assert sizes(dataset) == {"train": 9, "val": 9, "test": 9}
+    assert dataset.classes == ("cat", "dog", "eel")
+    check_content(dataset)
+
+
+@pytest.mark.parametrize("prefix", ["", "my photos/"])
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_of_folders_wrapped_in_another_or_not(tmp_path: Path, prefix: str, packing: int) -> None:
+    dataset = open_dataset(pack(tree(tmp_path / "photos"), tmp_path / "photos.zip", prefix, packing))
+    assert sizes(dataset) == {"train": 9}
+    check_content(dataset)
+
+
+def test_a_folder_of_zips_named_after_their_splits(tmp_path: Path) -> None:
+    photos = tree(tmp_path / "photos")
+    out = tmp_path / "zips"
+    out.mkdir()
+    for name in ("train-0", "train-1", "validation"):
+        pack(photos, out / f"{name}.zip", "train/" if name.startswith("train") else "validation/")
+    (out / "classes.csv").write_text("index,name\n")
+    assert sizes(open_dataset(out)) == {"train": 18, "val": 9}
+    check_content(open_dataset(out))
+
+
+def test_threads_read_a_zip_without_getting_in_each_others_way(tmp_path: Path) -> None:
+    dataset = open_dataset(pack(tree(tmp_path / "photos", each=30), tmp_path / "photos.zip"))
+    part = dataset.parts["train"]
+    with ThreadPoolExecutor(8) as pool:
+        contents = list(pool.map(lambda sample: sample.read(), part.samples))
+    assert contents == [png(COLOURS[dataset.classes[label]]) for label in part.labels]
+
+
+def test_shards_of_keys_with_labels(tmp_path: Path) -> None:
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"train-{shard:03}.tar", "w") as archive:
+            for i, (name, colour) in enumerate(COLOURS.items()):
+                for suffix, content in (("png", png(colour)), ("cls", name.encode()), ("json", b"{}")):
+                    info = tarfile.TarInfo(f"{shard}{i}.{suffix}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    for source in (tmp_path, f"{tmp_path}/train-{{000..001}}.tar"):
+        dataset = open_dataset(source)
+        assert sizes(dataset) == {"train": 6}
+        check_content(dataset)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_tables_of_path_and_label(tmp_path: Path, suffix: str) -> None:
+    tree(tmp_path / "images")
+    rows = [(f"images/{name}/{i}.png", name, ("train", "train", "valid")[i]) for name in COLOURS for i in range(3)]
+    path = tmp_path / f"table{suffix}"
+    if suffix == ".parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        columns = zip(*rows, strict=True)
+        parquet.write_table(pa.table(dict(zip(("path", "label", "split"), map(list, columns), strict=True))), path)
+    else:
+        comma = "\t" if suffix == ".tsv" else ","
+        path.write_text("\n".join(comma.join(row) for row in [("Path", "Label", "Split"), *rows]))
+    dataset = open_dataset(path)
+    assert sizes(dataset) == {"train": 6, "val": 3}
+    check_content(dataset)
+
+
+def test_a_hub_dataset_through_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Images:
+        def __init__(self, decode: bool = True) -> None:
+            self.decode = decode
+
+    class ClassLabel:
+        def __init__(self) -> None:
+            self.names = list(COLOURS)
+
+    class Table:
+        def __init__(self) -> None:
+            self.features: dict[str, Any] = {"picture": Images(), "kind": ClassLabel()}
+
+        def cast_column(self, column: str, kind: Images) -> Table:
+            assert column == "picture"
+            assert not kind.decode
+            return self
+
+        def __getitem__(self, key: int | str) -> Any:
+            labels = [0, 1, 2]
+            return labels if key == "kind" else {"picture": {"bytes": png(list(COLOURS.values())[int(key)])}}
+
+    fake: Any = types.ModuleType("datasets")
+    fake.Image, fake.ClassLabel = Images, ClassLabel
+    splits = {("o/pets", None): {"train": Table(), "validation": Table()}}
+    fake.load_dataset = lambda name, config: splits[name, config]
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    dataset = open_dataset("hf:o/pets")
+    assert dataset.classes == tuple(COLOURS)
+    assert sizes(dataset) == {"train": 3, "val": 3}
+    check_content(dataset)
+
+
+def test_a_hub_dataset_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(VertebraError, match="pip install datasets"):
+        open_dataset("hf:o/pets")
+
+
+def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("10", "9", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png("red"))
+    assert open_dataset(tmp_path).classes == ("1", "9", "10")
+
+
+def test_a_split_is_stratified_and_hangs_on_nothing_but_the_seed(tmp_path: Path) -> None:
+    whole = open_dataset(tree(tmp_path, each=20))
+    first, again, other = (with_validation(whole, 0.2, seed) for seed in (0, 0, 1))
+    assert Counter(first.parts["val"].labels) == {0: 4, 1: 4, 2: 4}
+    assert first.fingerprint() == again.fingerprint()
+    assert first.fingerprint() != other.fingerprint()
+    names = [{sample.name for sample in first.parts[part].samples} for part in ("train", "val")]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 60
+    assert with_validation(first, 0.5, 3) is first
+
+
+def test_a_fingerprint_changes_with_names_sizes_and_labels_not_with_the_place(tmp_path: Path) -> None:
+    here, there = tree(tmp_path / "a"), tree(tmp_path / "b")
+    before = open_dataset(here).fingerprint()
+    assert before == open_dataset(there).fingerprint()
+    (there / "cat" / "0.png").write_bytes(png("red") + b"\0")
+    assert before != open_dataset(there).fingerprint()
+    (here / "cat" / "0.png").rename(here / "dog" / "7.png")
+    assert before != open_dataset(here).fingerprint()
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    (loose / "a.png").write_bytes(png("red"))
+    (tmp_path / "one" / "only").mkdir(parents=True)
+    (tmp_path / "one" / "only" / "a.png").write_bytes(png("red"))
+    (tmp_path / "broken.zip").write_bytes(b"PK no")
+    (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "gone.csv").write_text("path,label\nnot-there.png,cat\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    for source, message in {
+        "loose": "lies in no class folder",
+        "one": "only one class",
+        "broken.zip": "cannot be read as a zip",
+        "odd.csv": "must name the columns",
+        "gone.csv": "no image at",
+        "empty": "holds no images",
+        "photo.jpg": "data is a folder",
+        "nowhere": "no data at",
+    }.items():
+        with pytest.raises(VertebraError, match=message):
+            open_dataset(tmp_path / source)

@@ -1,0 +1,124 @@
+"""Settings from outside: what is taken, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from vertebra.engine import config as module
+from vertebra.engine.config import RunConfig
+from vertebra.engine.recipes import RECIPES, about, recipe
+from vertebra.engine.settings import (
+    as_dict,
+    as_yaml,
+    check,
+    config_hash,
+    differences,
+    from_dict,
+    with_file,
+    with_settings,
+)
+from vertebra.spec import UnknownNameError, VertebraError
+
+
+def test_values_are_read_as_their_fields_want_them() -> None:
+    config = with_settings(
+        RunConfig(),
+        ["optim.lr=1e-3", "optim.options={betas: [0.9, 0.95]}", "ema.decay=0.99", "trackers=[]", "data.workers=null"],
+    )
+    assert config.optim.lr == 0.001
+    assert config.optim.options == {"betas": [0.9, 0.95]}
+    assert (config.ema.decay, config.trackers, config.data.workers) == (0.99, (), None)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.lrr=1", "unknown setting 'optim.lrr'; did you mean 'optim.lr'"),
+        ("lr=1", "unknown setting 'lr'; did you mean 'optim.lr'?"),
+        ("augment.lr=1", "unknown setting 'augment.lr'; did you mean 'optim.lr'?"),
+        ("zzz=1", "unknown setting 'zzz'; allowed: recipe, epochs"),
+        ("optim=3", "optim is a group; set one of its fields, as optim.name"),
+        ("schedule.kind=cosin", "schedule.kind='cosin' is not possible; did you mean 'cosine'?"),
+        ("epochs=1.5", "epochs=1.5: give a whole number"),
+        ("epochs=true", "epochs=True: give a whole number"),
+        ("ema.decay=much", "ema.decay='much': give a number"),
+        ("augment.scale=[1]", r"augment.scale=\[1\]: give a list"),
+        ("epochs", "write key=value"),
+        ("epochs=[", "cannot be read as a value"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_hint(setting: str, message: str) -> None:
+    with pytest.raises(VertebraError, match=message):
+        with_settings(RunConfig(), [setting])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.source="], "no data"),
+        (["model.name="], "no model"),
+        (["model.name=dla43"], "dla34"),
+        (["epochs=0"], "epochs=0"),
+        (["schedule.warmup_epochs=10"], "fills all 10 epochs"),
+        (["model.pretrained=true", "model.weights=x"], "both name a checkpoint"),
+        (["freeze.depth=1"], "freeze.depth without a checkpoint"),
+        (["freeze.thaw_every=1"], "thaws nothing"),
+        (["distill.alpha=0.7"], "distill settings without a teacher"),
+        (["device=cpu", "precision=fp16"], "fp16 does not train on a CPU"),
+        (["schedule.kind=one_cycle", "schedule.warmup_epochs=1"], "warms up by itself"),
+        (["ema.decay=1"], "ema.decay=1.0"),
+    ],
+)
+def test_impossible_combinations_raise_before_anything_starts(settings: list[str], message: str) -> None:
+    base = with_settings(RunConfig(), ["data.source=photos", "model.name=dla34"])
+    check(base)
+    with pytest.raises(VertebraError, match=message):
+        check(with_settings(base, settings))
+
+
+def test_a_config_survives_its_text(tmp_path: Path) -> None:
+    config = with_settings(recipe("deit"), ["data.source=photos", "optim.options={betas: [0.9, 0.99]}"])
+    (tmp_path / "run.yaml").write_text(as_yaml(config))
+    assert as_dict(with_file(RunConfig(), tmp_path / "run.yaml")) == as_dict(config)
+    assert config_hash(from_dict(as_dict(config))) == config_hash(config)
+    assert config_hash(with_settings(config, ["seed=1"])) != config_hash(config)
+
+
+def test_differences_name_what_decides_the_weights_and_nothing_else() -> None:
+    old = recipe("deit")
+    new = with_settings(old, ["optim.lr=1", "save_every=3", "data.workers=7", "trackers=[]"])
+    assert differences(as_dict(old), as_dict(new)) == ["optim.lr: 0.0005, now 1.0"]
+
+
+def test_a_file_that_is_no_settings_is_refused(tmp_path: Path) -> None:
+    for text, message in (("- 1", "holds no fields"), ("a: [", "is not YAML"), ("epoch: 3", "did you mean 'epochs'")):
+        (tmp_path / "run.yaml").write_text(text)
+        with pytest.raises(VertebraError, match=message):
+            with_file(RunConfig(), tmp_path / "run.yaml")
+
+
+def test_every_field_is_explained() -> None:
+    source = Path(module.__file__).read_text()
+    for kind in vars(module).values():
+        if isinstance(kind, type) and is_dataclass(kind):
+            part = source.split(f"class {kind.__name__}:")[1].split("\n\n\n")[0]
+            own = 1 if kind is RunConfig else 0
+            assert part.count('    """') == len(fields(kind)) + own, kind.__name__
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_run_and_says_what_to_expect(name: str) -> None:
+    config = with_settings(recipe(name), ["data.source=photos"])
+    if not config.model.name:
+        config = with_settings(config, ["model.name=deit_tiny_patch16_224"])
+    check(config)
+    assert config.recipe == name
+    assert "Expect " in about(name)
+
+
+def test_an_unknown_recipe_has_a_suggestion() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'finetune'"):
+        recipe("fine-tune")

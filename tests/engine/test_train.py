@@ -1,0 +1,325 @@
+"""Runs that survive: killed, interrupted, spoiled by a bad image or a bad number, spread over processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+import vertebra
+from tests.engine.conftest import make_photos, tiny_run
+from vertebra.engine import checkpoint, losses
+from vertebra.engine import train as module
+from vertebra.engine.checkpoint import CheckpointError
+from vertebra.engine.config import RunConfig
+from vertebra.engine.settings import as_yaml, with_settings
+from vertebra.engine.setup import build, frozen_depth
+from vertebra.engine.train import InterruptedRunError, NotFiniteError, train
+from vertebra.spec import VertebraError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import sys
+from pathlib import Path
+from vertebra.engine.config import RunConfig
+from vertebra.engine.settings import with_file
+from vertebra.engine.train import InterruptedRunError, train
+try:
+    train(with_file(RunConfig(), Path(sys.argv[1])), Path(sys.argv[2]), resume=True)
+except InterruptedRunError as error:
+    sys.exit(f"interrupted: {error}")
+"""
+
+
+def command(config: RunConfig, out: Path, *, launcher: tuple[str, ...] = ()) -> list[str]:
+    out.parent.mkdir(exist_ok=True)
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(as_yaml(config))
+    script = out.parent / "run.py"
+    script.write_text(SCRIPT)
+    return [sys.executable, *launcher, str(script), str(file), str(out)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **more}
+
+
+def wait_for(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    state = checkpoint.load(path)
+    return {key: state[key] for key in ("model", "ema", "optimizer")}
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs that nothing befell."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny_run(photos), out)
+    return out
+
+
+def test_a_run_leaves_a_model_that_loads_with_its_classes(finished: Path, photos: Path) -> None:
+    rows = table(finished)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert {"lr", "train_loss", "val_top1", "val_ece", "images_per_s", "skipped"} <= rows[0].keys()
+    model = vertebra.load_model(finished)
+    assert model.pretrained_cfg["label_names"] == ("class0", "class1", "class2")
+    assert model.pretrained_cfg["input_size"][-1] == 32
+    assert vertebra.Predictor(model)(photos / "class0" / "00.png").labels
+    record = json.loads((finished / "validation.json").read_text())
+    best = max(rows, key=lambda row: float(row["val_top1"]))
+    assert record["top1"] == pytest.approx(float(best["val_top1"]), abs=1e-5)
+    assert [row["name"] for row in record["classes"]] == ["class0", "class1", "class2"]
+    assert len((finished / "split.csv").read_text().splitlines()) == 1 + 36
+
+
+def test_killed_in_the_middle_of_an_epoch_it_goes_on_to_the_same_weights(
+    finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    config = with_settings(tiny_run(photos), ["data.workers=2", "save_every=0"])
+    call, out = command(config, tmp_path / "killed"), tmp_path / "killed"
+    for update in (2, 6):  # of 4 an epoch
+        process = subprocess.Popen(call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        wait_for(lambda update=update: checkpoint.all_in(out) and _step(out) >= update, process)
+        process.kill()
+        process.communicate()
+        assert _step(out) < 8
+        (out / "checkpoints" / ".step-000000009.pt.1").write_bytes(b"half")
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list((out / "checkpoints").glob(".*"))
+    ours, theirs = (checkpoint.all_in(folder)[-1] for folder in (out, finished))
+    assert ours.name == theirs.name == "step-000000008.pt"
+    assert equal(tensors(ours), tensors(theirs))
+    assert equal(load_file(out / "model.safetensors"), load_file(finished / "model.safetensors"))
+
+
+def _step(out: Path) -> int:
+    return int(checkpoint.all_in(out)[-1].stem.removeprefix("step-"))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(finished: Path, photos: Path, tmp_path: Path) -> None:
+    config = with_settings(tiny_run(photos), ["data.workers=1", "save_every=0"])
+    call, out = command(config, tmp_path / "run"), tmp_path / "run"
+    process = subprocess.Popen(
+        call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for(lambda: checkpoint.all_in(out) and _step(out) >= 1, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers, too
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"interrupted: stopped in epoch {1 + (_step(out) - 1) // 4}, step " in said
+    assert "Traceback" not in said
+    train(config, out, resume=True)
+    assert equal(tensors(checkpoint.all_in(out)[-1]), tensors(checkpoint.all_in(finished)[-1]))
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, photos: Path) -> None:
+    with pytest.raises(VertebraError, match="already holds a run; go on with it"):
+        train(tiny_run(photos), finished)
+
+
+def test_other_data_or_settings_are_refused(finished: Path, photos: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"optim.lr: 0.001, now 0.1"):
+        train(tiny_run(photos, "optim.lr=0.1"), out, resume=True)
+    other = shutil.copytree(photos, tmp_path / "photos")
+    (other / "class0" / "00.png").unlink()
+    with pytest.raises(CheckpointError, match=r"over other data \(split train: 33 images, now 32"):
+        train(tiny_run(other), out, resume=True)
+
+
+def test_a_corrupt_image_is_named_counted_and_left_out(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    for name in ("03", "05"):
+        (photos / "class1" / f"{name}.png").write_bytes(b"\x89PNG no image")
+    done = train(tiny_run(photos, "data.val_share=0.05", "epochs=1"), tmp_path / "run")
+    bad = {why.split(": ")[0].rsplit("/", 1)[1] for why in done.skipped.values()}
+    assert bad <= {"03.png", "05.png"}
+    row = table(tmp_path / "run")[0]
+    assert int(row["skipped"]) == len(done.skipped) >= 1
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[int]:
+    """Make the loss nan in the calls of these numbers."""
+    calls: list[int] = []
+    original = losses.CrossEntropy.forward
+
+    def forward(self: losses.CrossEntropy, logits: Tensor, target: Tensor) -> Tensor:
+        calls.append(len(calls))
+        return original(self, logits, target) * (float("nan") if calls[-1] in bad_calls else 1.0)
+
+    monkeypatch.setattr(losses.CrossEntropy, "forward", forward)
+    return calls
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {5})
+    with pytest.raises(
+        NotFiniteError, match=r"in epoch 2, step 2 \(images .*class.*png.*lower optim.lr.*step-000000004"
+    ):
+        train(tiny_run(photos), tmp_path / "run")
+    weights = checkpoint.load_latest(tmp_path / "run")["model"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_rolling_back_leaves_the_step_out_and_finishes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = spoil(monkeypatch, {5})
+    train(tiny_run(photos, "stop.on_nan=rollback"), tmp_path / "run")
+    assert len(calls) == 4 + 2 + 3
+    saved = checkpoint.load_latest(tmp_path / "run")
+    assert saved["state"]["left_out"] == [(1, 1)]
+    assert saved["step"] == 8
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+def test_too_many_rollbacks_stop_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, set(range(5, 99)))
+    with pytest.raises(NotFiniteError, match="after 1 rollbacks"):
+        train(tiny_run(photos, "stop.on_nan=rollback", "stop.rollbacks=1"), tmp_path / "run")
+
+
+def test_accumulated_steps_are_one_large_step(photos: Path, tmp_path: Path) -> None:
+    plain = ["augment.mixup=0", "augment.cutmix=0", "augment.re_prob=0", "model.drop_rate=0", "model.drop_path_rate=0"]
+    train(tiny_run(photos, *plain, "data.batch_size=4", "optim.accumulate=2", "epochs=1"), tmp_path / "two")
+    train(tiny_run(photos, *plain, "epochs=1"), tmp_path / "one")
+    a, b = (checkpoint.load_latest(tmp_path / name)["model"] for name in ("two", "one"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_groups_thaw_from_the_head_down(photos: Path, finished: Path, tmp_path: Path) -> None:
+    start = f"model.weights={finished / 'model.safetensors'}"
+    config = tiny_run(photos, start, "freeze.depth=-1", "freeze.thaw_every=1", "epochs=3", "ema.decay=null")
+    run = build(config, tmp_path / "run")
+    depths = [frozen_depth(config, run.model, epoch) for epoch in range(6)]
+    assert depths == [3, 2, 1, 0, 0, 0]  # stem, one block, norm, head
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    train(config, tmp_path / "run")
+    after = checkpoint.load_latest(tmp_path / "run")["model"]
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert "blocks.0.attn.qkv.weight" in changed
+    assert "head.weight" in changed
+    assert "pos_embed" not in changed
+
+
+def test_without_progress_a_run_ends_early(photos: Path, tmp_path: Path) -> None:
+    done = train(tiny_run(photos, "stop.patience=1", "optim.lr=1e-12", "epochs=9"), tmp_path / "run")
+    assert done.stopped_early
+    assert (len(done.metrics), done.best_epoch) == (3, 1)
+
+
+def test_a_teacher_is_learned_from(photos: Path, finished: Path, tmp_path: Path) -> None:
+    config = tiny_run(photos, f"distill.teacher={finished}", "distill.kind=soft", "distill.alpha=0.9", "epochs=1")
+    taught = train(config, tmp_path / "taught")
+    alone = train(tiny_run(photos, "epochs=1"), tmp_path / "alone")
+    assert taught.metrics[0]["train_loss"] < alone.metrics[0]["train_loss"]
+    other = make_photos(tmp_path / "others", classes=2)
+    (other / "class1").rename(other / "zebra")
+    with pytest.raises(VertebraError, match="does not know class 'zebra'"):
+        train(tiny_run(other, f"distill.teacher={finished}"), tmp_path / "no")
+
+
+def test_plateau_lowers_the_rate_between_epochs(photos: Path, tmp_path: Path) -> None:
+    done = train(
+        tiny_run(
+            photos,
+            "schedule={kind: plateau, patience: 0, warmup_epochs: 0, decay_rate: 0.1}",
+            "optim.lr=1e-6",
+            "epochs=4",
+        ),
+        tmp_path / "run",
+    )
+    rates = [row["lr"] for row in done.metrics]
+    assert rates[0] == pytest.approx(1e-6)
+    assert rates[-1] < rates[0]
+    assert sorted(rates, reverse=True) == rates
+
+
+def test_tensorboard_gets_the_metrics(photos: Path, tmp_path: Path) -> None:
+    train(tiny_run(photos, "trackers=[tensorboard]", "epochs=1"), tmp_path / "run")
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_two_processes_compute_what_one_does(photos: Path, tmp_path: Path) -> None:
+    plain = ["augment.mixup=0", "augment.cutmix=0", "augment.re_prob=0", "model.drop_rate=0", "model.drop_path_rate=0"]
+    config = tiny_run(photos, *plain)
+    train(config, tmp_path / "one")
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
+    call = command(config, tmp_path / "two", launcher=launcher)
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [table(tmp_path / name) for name in ("one", "two")]
+    for one, two in zip(*rows, strict=True):
+        for key in ("train_loss", "val_loss", "val_top1"):
+            assert float(one[key]) == pytest.approx(float(two[key]), rel=1e-3), key
+    records = [json.loads((tmp_path / name / "validation.json").read_text()) for name in ("one", "two")]
+    assert records[0]["images"] == records[1]["images"] == 3
+
+
+def test_a_photo_of_another_size_trains_at_the_size_asked_for(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 20)).save(photos.parent / "wide.png")
+    done = train(tiny_run(photos, "data.image_size=48", "epochs=1"), tmp_path / "run")
+    assert done.best_epoch == 1
+    assert vertebra.load_model(tmp_path / "run").pretrained_cfg["input_size"] == (3, 48, 48)
+
+
+def test_an_interrupt_in_this_process_is_an_error_of_its_own(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module._update
+
+    def update(*args: Any) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(module, "_update", update)
+    with pytest.raises(InterruptedRunError, match="stopped in epoch 1"):
+        train(tiny_run(photos), tmp_path / "run")
+    assert checkpoint.load_latest(tmp_path / "run")["step"] == 1
