@@ -8,11 +8,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 # Ours and the peer's models share one process here: more kernels than oneDNN keeps (1024), though each alone fits.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
+import timm
 import torch
+
+import vertebra
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
@@ -60,6 +64,20 @@ def interleave(
             if round_ >= warmup:
                 times[name].append(elapsed)
     return times
+
+
+def twins(name: str) -> tuple[Any, Any]:
+    """Ours and timm's model, in evaluation mode, with the same random weights and plausible statistics."""
+    theirs = timm.create_model(name).eval()
+    state = theirs.state_dict()
+    for key, value in state.items():
+        if key.endswith("running_mean"):
+            value.normal_(0, 0.1)
+        elif key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    ours = vertebra.create_model(name, device="meta").eval()
+    ours.load_state_dict({k: v.clone() for k, v in state.items()}, strict=True, assign=True)
+    return ours, theirs
 
 
 def median(values: list[float]) -> float:

@@ -2,18 +2,14 @@
 
     python benchmarks/eager.py [--quick] [f32] [bf16]
 
-
 Bars: no case slower than 1.02 of timm's latency; geometric mean <= 0.85. Before timing, both must answer alike.
 """
 
 import itertools
 import sys
 
-import timm
 import torch
-from common import geometric_mean, interleave, keep, median
-
-import vertebra
+from common import geometric_mean, interleave, keep, median, twins
 
 MODELS = ("dla34", "dla102", "dpn92", "cspdarknet53", "deit_base_distilled_patch16_224")
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -27,16 +23,8 @@ def chosen_dtypes() -> dict[str, torch.dtype]:
 
 
 def pair(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The same random weights in both libraries, channels-last, in evaluation mode."""
-    theirs = timm.create_model(name).eval()
-    state = theirs.state_dict()
-    for key, value in state.items():
-        if key.endswith("running_mean"):
-            value.normal_(0, 0.1)
-        elif key.endswith("running_var"):
-            value.uniform_(0.5, 1.5)
-    ours = vertebra.create_model(name, device="meta").eval()
-    ours.load_state_dict({k: v.clone() for k, v in state.items()}, strict=True, assign=True)
+    """The same weights in both libraries, channels-last."""
+    ours, theirs = twins(name)
     for model in (ours, theirs):
         model.to(dtype=dtype, memory_format=torch.channels_last)
     return ours, theirs

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from common import geometric_mean, interleave, keep, median
+from common import geometric_mean, interleave, keep, median, twins
 from runtime_folder import folder, second_start
 
 import vertebra
@@ -48,16 +47,8 @@ Call = Callable[[torch.Tensor], Any]
 
 
 def pair(name: str, device: str) -> tuple[Any, Any]:
-    """Ours and timm's, the same random weights with plausible statistics."""
-    theirs = timm.create_model(name).eval()
-    state = theirs.state_dict()
-    for key, value in state.items():
-        if key.endswith("running_mean"):
-            value.normal_(0, 0.1)
-        elif key.endswith("running_var"):
-            value.uniform_(0.5, 1.5)
-    ours = vertebra.create_model(name, device="meta").eval()
-    ours.load_state_dict({k: v.clone() for k, v in state.items()}, strict=True, assign=True)
+    """Ours and timm's on `device`."""
+    ours, theirs = twins(name)
     return ours.to(device), theirs.to(device)
 
 
