@@ -67,6 +67,8 @@ def test_what_does_not_fit_is_refused_with_a_hint(setting: str, message: str) ->
         (["freeze.depth=1"], "freeze.depth without a checkpoint"),
         (["freeze.thaw_every=1"], "thaws nothing"),
         (["distill.alpha=0.7"], "distill settings without a teacher"),
+        (["distill.teacher=dla34", "distill.cache=x", "augment.mixup=0.2"], "no answers to mixed images"),
+        (["data.start_size=128", "data.image_size=96"], "data.start_size=128 grows to data.image_size=96"),
         (["device=cpu", "precision=fp16"], "fp16 does not train on a CPU"),
         (["schedule.kind=one_cycle", "schedule.warmup_epochs=1"], "warms up by itself"),
         (["ema.decay=1"], "ema.decay=1.0"),

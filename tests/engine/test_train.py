@@ -23,20 +23,22 @@ from torch import Tensor
 
 import vertebra
 from tests.engine.conftest import make_photos, tiny_run
-from vertebra.engine import checkpoint, losses
+from vertebra.data.datasets import open_dataset, with_validation
+from vertebra.engine import checkpoint, losses, teacher
 from vertebra.engine import train as module
 from vertebra.engine.checkpoint import CheckpointError
-from vertebra.engine.config import RunConfig
+from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
 from vertebra.engine.settings import as_yaml, with_settings
-from vertebra.engine.setup import build, frozen_depth
+from vertebra.engine.setup import build, frozen_depth, side
 from vertebra.engine.train import InterruptedRunError, NotFiniteError, train
+from vertebra.models.dla import Dla
 from vertebra.spec import VertebraError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
-from vertebra.engine.config import RunConfig
+from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
 from vertebra.engine.settings import with_file
 from vertebra.engine.train import InterruptedRunError, train
 try:
@@ -258,6 +260,57 @@ def test_a_teacher_is_learned_from(photos: Path, finished: Path, tmp_path: Path)
     (other / "class1").rename(other / "zebra")
     with pytest.raises(VertebraError, match="does not know class 'zebra'"):
         train(tiny_run(other, f"distill.teacher={finished}"), tmp_path / "no")
+
+
+def test_a_teacher_is_asked_once_and_remembered(
+    photos: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(photos, spoiled)
+    sick = spoiled / "class0" / "03.png"
+    sick.write_bytes(b"no image")
+    unmixed = ("augment.mixup=0", "augment.cutmix=0", "distill.kind=soft", "distill.alpha=0.9")
+    config = tiny_run(spoiled, f"distill.teacher={finished}", f"distill.cache={tmp_path / 'answers'}", *unmixed)
+    first = train(config, tmp_path / "first")
+    (kept,) = (tmp_path / "answers").iterdir()
+    logits = load_file(kept)["logits"]
+    part = with_validation(open_dataset(spoiled), config.data.val_share, config.seed).part("train")
+    unread = [i for i, sample in enumerate(part.samples) if Path(sample.name) == sick]
+    assert logits.shape == (len(part), 3)
+    assert logits.isnan().any(1).nonzero().flatten().tolist() == unread
+    model = vertebra.create_model(f"local-dir:{finished}", pretrained=True).eval()
+    read = vertebra.data.create_transform(**{**vertebra.data.resolve_model_data_config(model), "crop_pct": 1.0})
+    image = read(Image.open(part.samples[0].name).convert("RGB"))
+    torch.testing.assert_close(logits[0].float(), model(image[None])[0].detach(), atol=0.02, rtol=0.02)
+    monkeypatch.setattr(teacher, "_ask", lambda *_: pytest.fail("it was asked again"))
+    again = train(config, tmp_path / "again")
+    assert equal(load_file(again.out / "model.safetensors"), load_file(first.out / "model.safetensors"))
+
+
+def test_images_grow_over_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(
+        epochs=4,
+        data=DataConfig(source=str(photos), batch_size=8, workers=0, start_size=32, image_size=64),
+        model=ModelChoice(name="dla46_c"),
+        trackers=(),
+        device="cpu",
+    )
+    assert [side(config, epoch) for epoch in range(4)] == [32, 32, 48, 64]
+    trained, validated = list[int](), set[int]()
+    forward = Dla.forward
+
+    def note(self: Dla, x: Tensor) -> Tensor:
+        if self.training:
+            trained.append(x.shape[-1])
+        else:
+            validated.add(x.shape[-1])
+        return forward(self, x)
+
+    monkeypatch.setattr(Dla, "forward", note)
+    train(config, tmp_path / "run")
+    steps = len(trained) // 4
+    assert trained == [size for size in (32, 32, 48, 64) for _ in range(steps)]
+    assert validated == {64}
 
 
 def test_plateau_lowers_the_rate_between_epochs(photos: Path, tmp_path: Path) -> None:

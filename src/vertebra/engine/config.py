@@ -18,6 +18,8 @@ class DataConfig:
     """Share of each class held out for validation, where DATA has no such split."""
     image_size: int | None = None
     """Side of the square that the model is trained on, in pixels; None: the checkpoint's."""
+    start_size: int | None = None
+    """Side in the first epoch; by three quarters of the run it has grown, 16 at a time, to `image_size`."""
     eval_size: int | None = None
     """The same for validation; None: `image_size`."""
     crop_pct: float | None = None
@@ -166,6 +168,10 @@ class DistillConfig:
     """soft: divides the logits of both."""
     image_size: int | None = None
     """Side of what the teacher sees, in pixels; None: its checkpoint's."""
+    cache: str | None = None
+    """A folder that keeps the teacher's answers to whole images, asked once; None: it is asked for every batch."""
+    optimize: bool = False
+    """Run the teacher through `vertebra.optimize`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -181,6 +181,10 @@ def _rules(c: RunConfig) -> list[tuple[bool, str]]:
         (c.data.batch_size < 1, f"data.batch_size={c.data.batch_size}: give 1 or more"),
         (c.optim.accumulate < 1, f"optim.accumulate={c.optim.accumulate}: give 1 or more"),
         (c.optim.lr <= 0, f"optim.lr={c.optim.lr}: give a rate above 0"),
+        (
+            c.data.start_size is not None and not 16 <= c.data.start_size <= (c.data.image_size or 0),
+            f"data.start_size={c.data.start_size} grows to data.image_size={c.data.image_size}: 16 or more, to no less",
+        ),
         (not 0 < c.data.val_share < 1, f"data.val_share={c.data.val_share}: give a share between 0 and 1"),
         (not 0 <= c.loss.smoothing < 1, f"loss.smoothing={c.loss.smoothing}: give a share from 0 to below 1"),
         (c.augment.repeats < 1, f"augment.repeats={c.augment.repeats}: give 1 or more"),
@@ -208,6 +212,10 @@ def _rules(c: RunConfig) -> list[tuple[bool, str]]:
         (
             c.distill.teacher is None and c.distill != DistillConfig(),
             "distill settings without a teacher have no effect; set distill.teacher=NAME",
+        ),
+        (
+            c.distill.cache is not None and mixes,
+            "distill.cache holds no answers to mixed images; set augment.mixup=0 and augment.cutmix=0, or leave it out",
         ),
         (not 0 <= c.distill.alpha <= 1, f"distill.alpha={c.distill.alpha}: give a share from 0 to 1"),
         (c.device == "cpu" and c.precision == "fp16", "precision=fp16 does not train on a CPU; use bf16 or fp32"),

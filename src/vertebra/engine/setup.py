@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
+from rich.console import Console
 from torch import Tensor, nn
 
 from vertebra.data import create_train_reader, create_transform, resolve_model_data_config
@@ -28,7 +29,7 @@ from vertebra.engine.optim import create_optimizer
 from vertebra.engine.reading import default_workers as cores
 from vertebra.engine.schedule import Schedule
 from vertebra.engine.settings import check
-from vertebra.engine.teacher import Teacher, load_teacher
+from vertebra.engine.teacher import Remembered, Teacher, load_teacher
 from vertebra.hub.factory import create_model, load_model
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.backbone import Backbone
@@ -38,6 +39,12 @@ from vertebra.spec import VertebraError
 
 LOUD = 0.05
 """Standard deviation above which the weights of a classifier start too large."""
+
+GROWN_BY = 0.75
+"""Share of the epochs after which growing images have their full size."""
+
+GROWS_BY = 16
+"""Pixels; convolutions of a new shape cost a moment."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +65,7 @@ class Run:
     optimizer: Any
     schedule: Schedule
     loss: nn.Module
-    teacher: Teacher | None
+    teacher: Teacher | Remembered | None
     finish: Callable[[Tensor], Tensor]
     """The loader's uint8 batch -> normalised, erased."""
     mix: Mixup | None
@@ -73,7 +80,7 @@ class Run:
         return self.accelerator.device
 
 
-def build(config: RunConfig, out: Path) -> Run:
+def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
     """Everything, on its device. Raises `VertebraError` for what cannot be."""
     check(config)
     accelerator = _accelerator(config, out)
@@ -95,7 +102,7 @@ def build(config: RunConfig, out: Path) -> Run:
         freeze(model, frozen_depth(config, model, 0))
     net = torch.compile(model) if config.compile else model
     net, optimizer = accelerator.prepare(net, optimizer)
-    teacher = load_teacher(config.distill, classes, data, device)
+    teacher = _teacher(config, classes, data, dataset.part("train"), accelerator, console)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -108,7 +115,7 @@ def build(config: RunConfig, out: Path) -> Run:
         ema=ema,
         optimizer=optimizer,
         schedule=_schedule(config, updates),
-        loss=_loss(config, dataset, model, teacher).to(device),
+        loss=_loss(config, dataset, model, taught=teacher is not None).to(device),
         teacher=teacher,
         finish=_finish(config, data).to(device),
         mix=_mix(config, len(classes)),
@@ -117,6 +124,23 @@ def build(config: RunConfig, out: Path) -> Run:
         finish_val=finish_val,
         updates=updates,
     )
+
+
+def _teacher(
+    config: RunConfig,
+    classes: Sequence[str],
+    student: dict[str, Any],
+    part: Part,
+    accelerator: Accelerator,
+    console: Console | None,
+) -> Teacher | Remembered | None:
+    teacher = load_teacher(config.distill, classes, student, accelerator.device)
+    if teacher is None or config.distill.cache is None:
+        return teacher
+    workers = default_workers(cores()) if config.data.workers is None else config.data.workers
+    with accelerator.main_process_first():  # it asks; the others read what it wrote
+        shown = console if accelerator.is_main_process else None
+        return Remembered(teacher, part, Path(config.distill.cache), workers=workers, console=shown)
 
 
 def _updates(config: RunConfig, train: Loader) -> int:
@@ -174,6 +198,8 @@ def make_model(config: RunConfig, classes: Sequence[str]) -> Backbone:
                 f"data.eval_size={config.data.eval_size}: {chosen.name} is validated at the size it is trained on; "
                 "leave data.eval_size out"
             )
+        if config.data.start_size is not None:
+            raise VertebraError(f"data.start_size: {chosen.name} takes images of one size; leave it out")
     model: Backbone
     if chosen.weights is not None:
         model = load_model(chosen.name, weights=chosen.weights, **options)
@@ -274,7 +300,7 @@ def _mix(config: RunConfig, num_classes: int) -> Mixup | None:
     )
 
 
-def _loss(config: RunConfig, dataset: Dataset, model: Backbone, teacher: Teacher | None) -> nn.Module:
+def _loss(config: RunConfig, dataset: Dataset, model: Backbone, *, taught: bool) -> nn.Module:
     c = config.loss
     weight = None
     if c.balance:
@@ -288,7 +314,7 @@ def _loss(config: RunConfig, dataset: Dataset, model: Backbone, teacher: Teacher
         sum_classes=c.sum_classes,
         gamma=c.gamma,
     )
-    if teacher is None:
+    if not taught:
         return base
     if hasattr(model, "set_distilled_training"):
         cast("Any", model).set_distilled_training()
@@ -335,6 +361,15 @@ def frozen_depth(config: RunConfig, model: Backbone, epoch: int) -> int:
     depth = groups - 1 if config.freeze.depth < 0 else config.freeze.depth
     thawed = 0 if config.freeze.thaw_every is None else int(epoch / config.freeze.thaw_every)
     return max(0, depth - thawed)
+
+
+def side(config: RunConfig, epoch: int) -> int | None:
+    """Of the images in this epoch, where they grow: a pure function of it. None where they do not."""
+    first, last = config.data.start_size, config.data.image_size
+    if first is None or last is None:
+        return None
+    share = min(1.0, epoch / max(1, config.epochs * GROWN_BY))
+    return min(last, first + round(share * (last - first)) // GROWS_BY * GROWS_BY)
 
 
 def readable(folders: Sequence[str], path: str | None) -> tuple[str, ...]:

@@ -5,30 +5,50 @@ b batch, c channels, h w height and width in pixels, k classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vertebra.data import labels_for, resolve_model_data_config
+from vertebra.data import create_transform, labels_for, resolve_model_data_config
+from vertebra.data.datasets import Part
+from vertebra.engine.checkpoint import write_whole
 from vertebra.engine.config import DistillConfig
+from vertebra.engine.evaluate import eval_loader
 from vertebra.hub.factory import load_model
 from vertebra.models.backbone import Backbone
+from vertebra.runtime import cache
 from vertebra.runtime.machine import native_bf16
+from vertebra.runtime.optimize import optimize
 from vertebra.spec import VertebraError, did_you_mean
+
+ASKED_AT_ONCE = 64
+"""Images."""
 
 
 class Teacher:
     """Takes batches as the student gets them: augmented, mixed, and normalised with the student's mean and std."""
 
     def __init__(
-        self, model: Backbone, classes: Sequence[str], student: dict[str, Any], size: int | None, device: torch.device
+        self,
+        model: Backbone,
+        classes: Sequence[str],
+        student: dict[str, Any],
+        size: int | None,
+        device: torch.device,
+        *,
+        fast: bool = False,
     ) -> None:
         config = cast("dict[str, Any]", resolve_model_data_config(model))
         self.model = model.eval().requires_grad_(False).to(device)
+        self.run: Callable[[Tensor], Tensor] = optimize(self.model) if fast else self.model
         self.columns = _columns(model, classes).to(device)
         self.size: tuple[int, int] = (size, size) if size else config["input_size"][-2:]
         self.low_precision = native_bf16(device)
@@ -42,15 +62,19 @@ class Teacher:
         self.affine = None if same else (ratio, shift)
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+    def __call__(self, images: Float[Tensor, "b c h w"], indices: Tensor) -> Float[Tensor, "b k"]:
         """Logits."""
         if self.affine is not None:
             images = images * self.affine[0] + self.affine[1]
         if images.shape[-2:] != self.size:
             smaller = images.shape[-1] > self.size[1]
             images = F.interpolate(images, self.size, mode="bicubic", align_corners=False, antialias=smaller)
+        return self.answer(images)
+
+    def answer(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Logits for images as the teacher itself takes them."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.low_precision):
-            logits: Tensor = self.model(images)
+            logits: Tensor = self.run(images)
         return logits.float()[:, self.columns]
 
 
@@ -63,7 +87,53 @@ def load_teacher(
     model = load_model(config.teacher, weights=config.weights)
     if config.image_size and hasattr(model, "set_input_size"):
         cast("Any", model).set_input_size(config.image_size)
-    return Teacher(model, classes, student, config.image_size, device)
+    return Teacher(model, classes, student, config.image_size, device, fast=config.optimize)
+
+
+class Remembered:
+    """A teacher's answers to whole images of a split, by their positions in it: no cost in training.
+
+    They are kept in `folder`, in a file of float16 logits (n, k) named after the images, the teacher's weights and what
+    it saw; where that file is there, the teacher is not asked.
+    """
+
+    def __init__(
+        self, teacher: Teacher, part: Part, folder: Path, *, workers: int = 0, console: Console | None = None
+    ) -> None:
+        seen = {"images": part.fingerprint(), "size": teacher.size, "columns": teacher.columns.tolist()}
+        path = folder.expanduser() / f"{cache.key(**seen, teacher=cache.weights_hash(teacher.model))}.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = save({"logits": _ask(teacher, part, workers, console).half()})
+            write_whole(path, content)
+        self.logits = load_file(path)["logits"].to(teacher.columns.device)
+
+    def __call__(self, images: Tensor, indices: Tensor) -> Float[Tensor, "b k"]:
+        """Logits."""
+        return self.logits[indices.to(self.logits.device)].float()
+
+
+@torch.inference_mode()
+def _ask(teacher: Teacher, part: Part, workers: int, console: Console | None) -> Tensor:
+    """(n, k); nan where an image cannot be read, which training skips too."""
+    config = cast("dict[str, Any]", resolve_model_data_config(teacher.model))
+    whole: dict[str, Any] = {**config, "input_size": (3, *teacher.size), "crop_pct": 1.0}
+    loader, finish = eval_loader(
+        part, create_transform(**whole, is_training=False), batch_size=ASKED_AT_ONCE, workers=workers
+    )
+    logits = torch.full((len(part), len(teacher.columns)), torch.nan)
+    columns = "teacher", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=console is None, transient=True) as progress:
+        task = progress.add_task("", total=len(part))
+        try:
+            for batch in loader.epoch(0):
+                if len(batch.labels):
+                    images = finish(batch.images.to(teacher.columns.device))
+                    logits[batch.indices] = teacher.answer(images).cpu()
+                progress.advance(task, len(batch.labels) + len(batch.skipped))
+        finally:
+            loader.close()
+    return logits
 
 
 def _columns(model: Backbone, classes: Sequence[str]) -> Tensor:

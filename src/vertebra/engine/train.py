@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn import functional
 
 from vertebra.data.loader import Batch, seed_of
 from vertebra.engine import checkpoint, outdir
@@ -26,7 +27,7 @@ from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
 from vertebra.engine.progress import Progress
 from vertebra.engine.schedule import set_lr
-from vertebra.engine.setup import Run, build, frozen_depth
+from vertebra.engine.setup import Run, build, frozen_depth, side
 from vertebra.engine.state import State, listening, restore, save, snapshot
 from vertebra.models.groups import freeze
 from vertebra.spec import VertebraError
@@ -66,7 +67,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     """
     if os.environ.get("RANK", "0") == "0":
         outdir.claim(out, resume)
-    run = build(config, out)
+    run = build(config, out, console)
     progress = Progress(console if run.accelerator.is_main_process else None)
     state = State()
     try:
@@ -184,10 +185,12 @@ def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
     off = run.config.augment.mix_off_epoch
     if run.mix is not None and (off is None or state.epoch < off):
         images, targets = run.mix(images, targets)
-    images = images.contiguous(memory_format=run.layout)
-    outputs = run.net(images)
+    shown, now = images, side(run.config, state.epoch)
+    if now is not None and now != images.shape[-1]:
+        shown = functional.interpolate(images, (now, now), mode="bilinear", antialias=True)
+    outputs = run.net(shown.contiguous(memory_format=run.layout))
     if run.teacher is not None:
-        return run.loss(outputs, targets, run.teacher(images)), count
+        return run.loss(outputs, targets, run.teacher(images, batch.indices)), count
     return run.loss(outputs, targets), count
 
 
