@@ -295,7 +295,8 @@ def test_images_grow_over_the_run(photos: Path, tmp_path: Path, monkeypatch: pyt
         trackers=(),
         device="cpu",
     )
-    assert [side(config, epoch) for epoch in range(4)] == [32, 32, 48, 64]
+    larger = with_settings(config, ["data.image_size=96", "epochs=6"])
+    assert [side(larger, epoch) for epoch in range(6)] == [32, 32, 64, 64, 96, 96]
     trained, validated = list[int](), set[int]()
     forward = Dla.forward
 
@@ -309,7 +310,7 @@ def test_images_grow_over_the_run(photos: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Dla, "forward", note)
     train(config, tmp_path / "run")
     steps = len(trained) // 4
-    assert trained == [size for size in (32, 32, 48, 64) for _ in range(steps)]
+    assert trained == [size for size in (32, 32, 32, 64) for _ in range(steps)]
     assert validated == {64}
 
 

@@ -16,12 +16,14 @@ def rows_of_timm(arch: str) -> set[str]:
     return {name for name in timm.list_models(f"{arch}.*", include_tags=True) if name.partition(".")[0] == arch}
 
 
+TRAINED_BY_US = {name for arch in OURS for name, row in REGISTRY.weights(arch).items() if row.file is not None}
+
 # timm lists further checkpoints of some architectures (RegNet): those lists cannot be equal, the others must be.
-COMMON = {arch for arch in OURS if rows_of_timm(arch) == set(REGISTRY.weights(arch))}
+COMMON = {arch for arch in OURS if rows_of_timm(arch) == set(REGISTRY.weights(arch)) - TRAINED_BY_US}
 
 
 def common(names: list[str]) -> list[str]:
-    return [name for name in names if name.partition(".")[0] in COMMON]
+    return [name for name in names if name.partition(".")[0] in COMMON and name not in TRAINED_BY_US]
 
 
 FILTERS = ["", "*", "dla*", "*in1k", "deit*distilled*", "deit3_*", "dla34", "deit_tiny*.fb*", "dla4?_c", "no_such*"]

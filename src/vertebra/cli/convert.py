@@ -9,8 +9,12 @@ import typer
 
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .npz, .safetensors, in the authors' layout.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The architecture it is for, with or without a tag.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write; ends in .safetensors.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The architecture it is for; not needed where the file itself says it."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Kernels and matrices in float16: half the size.")] = False,
 ) -> None:
     """Convert a checkpoint to safetensors: adapted, checked by running it, with its whole record inside.
 
@@ -19,10 +23,12 @@ def convert(
     `vertebra convert dla34-ba72cf86.pth --model dla34.in1k --out dla34.safetensors`
 
     `vertebra classify photo.jpg --model dla34.safetensors`
+
+    `vertebra convert runs/mine/model.safetensors --out mine.safetensors --half`
     """
     from vertebra.hub.convert import convert as run
 
-    done = run(checkpoint, model, out)
+    done = run(checkpoint, model, out, half=half)
     if done.wrapper:
         typer.echo(f"unwrapped  {done.wrapper}")
     if done.report.renamed:

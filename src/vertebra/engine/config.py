@@ -19,7 +19,7 @@ class DataConfig:
     image_size: int | None = None
     """Side of the square that the model is trained on, in pixels; None: the checkpoint's."""
     start_size: int | None = None
-    """Side in the first epoch; by three quarters of the run it has grown, 16 at a time, to `image_size`."""
+    """Side in the first epoch; by two thirds of the run it has grown, 32 at a time, to `image_size`."""
     eval_size: int | None = None
     """The same for validation; None: `image_size`."""
     crop_pct: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,12 +61,22 @@ def best(rows: Sequence[dict[str, float]]) -> int:
     return max(range(len(rows)), key=lambda i: (rows[i]["val_top1"], -i)) + 1 if rows else 0
 
 
-def write_model(model: nn.Module, like: Backbone, result: Evaluation, classes: Sequence[str], out: Path) -> None:
-    """`config.json` and `model.safetensors`, which `--model OUTDIR` reads, and how well it did."""
+def write_model(
+    model: nn.Module,
+    like: Backbone,
+    result: Evaluation,
+    classes: Sequence[str],
+    out: Path,
+    training: Mapping[str, Any],
+) -> None:
+    """`config.json` and `model.safetensors`, which `--model OUTDIR` reads, and how well it did.
+
+    `training`, how it came about, goes into the weights' own record.
+    """
     weights = cast("Backbone", model)
     weights.pretrained_cfg = like.pretrained_cfg
     record = {**describe(like), "label_names": list(classes)}
-    save_model(weights, out / "model.safetensors", extra={"label_names": list(classes)})
+    save_model(weights, out / "model.safetensors", extra={"label_names": list(classes), "training": training})
     _text(out / "config.json", json.dumps(record, indent=1, ensure_ascii=False))
     _text(out / VALIDATION, json.dumps(as_record(result, classes), indent=1, ensure_ascii=False))
 

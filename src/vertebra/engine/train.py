@@ -27,6 +27,7 @@ from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
 from vertebra.engine.progress import Progress
 from vertebra.engine.schedule import set_lr
+from vertebra.engine.settings import as_dict
 from vertebra.engine.setup import Run, build, frozen_depth, side
 from vertebra.engine.state import State, listening, restore, save, snapshot
 from vertebra.models.groups import freeze
@@ -272,7 +273,8 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
         outdir.write_metrics(state.metrics, out)
         if outdir.best(state.metrics) == state.epoch:
             model = run.model if run.ema is None else run.ema.module
-            outdir.write_model(model, run.model, result, run.classes, out)
+            training = {"config": as_dict(run.config), "data": run.fingerprint["parts"], "epoch": row}
+            outdir.write_model(model, run.model, result, run.classes, out, training)
     save(run, state, out)
     progress.epoch(row, best=outdir.best(state.metrics) == state.epoch)
 

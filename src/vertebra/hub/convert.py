@@ -1,14 +1,16 @@
 """A foreign checkpoint -> one safetensors file of ours that carries its whole record, checked by running it."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from vertebra.hub.factory import load_model
+from vertebra.hub.factory import describe, load_model
 from vertebra.hub.fit import LoadReport
-from vertebra.hub.save import save_model
+from vertebra.hub.pretrained import METADATA_KEY
+from vertebra.hub.save import halved, save_model
 from vertebra.hub.state import read_file
 from vertebra.models.backbone import Backbone
 from vertebra.spec import WeightsError
@@ -28,20 +30,25 @@ class Conversion:
     source_sha256: str
 
 
-def convert(checkpoint: str | Path, model_name: str, out: str | Path) -> Conversion:
-    """Write `checkpoint` as `out` (.safetensors), adapted to `model_name`.
+def convert(checkpoint: str | Path, model_name: str | None, out: str | Path, *, half: bool = False) -> Conversion:
+    """Write `checkpoint` as `out` (.safetensors), adapted to `model_name`; None: the file says what it is for.
+
+    `half` writes kernels and matrices in float16. What else the file's record says goes along.
 
     Differences that the family does not declare raise `WeightsError`, by name. The written file is loaded afresh and
     must hold the same tensors and answer as the model it was written from; else nothing is left at `out`.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     _, metadata = read_file(checkpoint)
-    model = load_model(model_name, weights=checkpoint).eval()
+    model = (load_model(checkpoint) if model_name is None else load_model(model_name, weights=checkpoint)).eval()
+    if half:
+        _round(model)
     digest = _sha256(checkpoint)
+    record = {k: v for k, v in json.loads(metadata.get(METADATA_KEY, "{}")).items() if k not in describe(model)}
     source = {"file": checkpoint.name, "sha256": digest}
     temporary = out.with_name(f".{out.stem}.unverified.safetensors")
     try:
-        save_model(model, temporary, extra={"converted_from": source})
+        save_model(model, temporary, extra={**record, "converted_from": source}, half=half)
         _verify(model, temporary)
         temporary.replace(out)
     finally:
@@ -55,6 +62,13 @@ def convert(checkpoint: str | Path, model_name: str, out: str | Path) -> Convers
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@torch.no_grad()
+def _round(model: Backbone) -> None:
+    """To what float16 holds."""
+    for parameter in model.parameters():
+        parameter.copy_(halved(parameter))
 
 
 def _verify(model: Backbone, written: Path) -> None:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from vertebra.hub.fetch import hub_weights, url_file
 from vertebra.hub.fit import LoadReport, load_state
-from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay
+from vertebra.hub.pretrained import METADATA_KEY, PretrainedCfg, from_row, overlay
 from vertebra.hub.registry import REGISTRY
 from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, from_config, resolve
 from vertebra.hub.state import read_file, unwrap
@@ -29,9 +29,6 @@ from vertebra.spec import (
     WeightsUnavailableError,
     unknown_option,
 )
-
-METADATA_KEY = "vertebra"
-"""Where a safetensors file of ours carries its record: the JSON that a folder's config.json would hold."""
 
 _FEATURE_OPTIONS = ("output_fmt", "norm")
 

@@ -1,10 +1,19 @@
 """A checkpoint's record as the dict that code in this field reads (`model.pretrained_cfg`)."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+from vertebra.hub.state import read_header
 from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Weights, unknown_option
+
+METADATA_KEY = "vertebra"
+"""Where a safetensors file of ours carries its record: the JSON that a folder's config.json would hold."""
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+"""Checkpoints that come with this package."""
 
 Size = tuple[int, int, int]
 
@@ -72,6 +81,10 @@ def from_row(name: str, row: Weights | None, config: ModelConfig) -> PretrainedC
     )
     if row is None:
         return common
+    if row.file is not None:
+        path = WEIGHTS / row.file
+        record = json.loads(read_header(path)["__metadata__"][METADATA_KEY])
+        common = replace(common, file=str(path), label_names=tuple(record["label_names"]))
     p = row.preprocess
     return replace(
         common,

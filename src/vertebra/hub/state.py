@@ -36,12 +36,18 @@ def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
     return unwrap(content, path), {"wrapper": ".".join(wrappers(content))}
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors, and under `__metadata__` of itself, without reading them."""
+    with path.open("rb") as raw:
+        return json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
+
+
 def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
     """The library checks the file; the usual types are then mapped here, at a quarter of its time for a tensor."""
     try:
         with safe_open(path, framework="pt") as file, path.open("rb") as raw:
             start = 8 + int.from_bytes(raw.read(8), "little")
-            header: dict[str, Any] = json.loads(raw.read(start - 8))
+            header = read_header(path)
             content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
             state = State()
             for key in file.keys():  # noqa: SIM118

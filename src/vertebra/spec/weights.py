@@ -33,10 +33,13 @@ class TrainedWith:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A checkpoint's whole record. `hub` is `owner/name`; `url` the file that its authors published."""
+    """A checkpoint's whole record. `hub` is `owner/name`; `url` the file that its authors published; `file` one that
+    comes with this package, in vertebra/weights/, and holds the names of its classes.
+    """
 
     hub: str | None = None
     url: str | None = None
+    file: str | None = None
     license: str | None = None
     """SPDX identifier in lower case; None where none is stated."""
     preprocess: Preprocess = field(default_factory=Preprocess)
@@ -51,7 +54,7 @@ class Weights:
     @property
     def available(self) -> bool:
         """False for a row that names no file anywhere (an architecture nobody published weights for)."""
-        return self.hub is not None or self.url is not None
+        return any((self.hub, self.url, self.file))
 
     @property
     def hash_prefix(self) -> str | None:
