@@ -59,6 +59,7 @@ def train(
     `vertebra classify new.jpg --model runs/mine`
     """
     _check_installed()
+    from vertebra.engine.outdir import watched
     from vertebra.engine.settings import as_dict, config_hash, with_settings
     from vertebra.engine.train import InterruptedRunError
     from vertebra.engine.train import train as run
@@ -81,9 +82,9 @@ def train(
             complain(f"{error}; go on with `vertebra train --resume {shown(folder)}`")
         raise typer.Exit(INTERRUPTED) from error
     if tell is not None:
-        best = done.metrics[done.best_epoch - 1]
+        name, value = watched(done.metrics[done.best_epoch - 1])
         early = ", stopped early" if done.stopped_early else ""
-        tell.print(f"best       epoch {done.best_epoch} of {len(done.metrics)}{early}: top-1 {best['val_top1']:.2%}")
+        tell.print(f"best       epoch {done.best_epoch} of {len(done.metrics)}{early}: {name} {value:.2%}")
         if done.skipped:
             tell.print(f"skipped    {len(done.skipped)} images that cannot be read; they are named above")
         tell.print(f"next       vertebra classify PHOTO --model {shown(folder)}", soft_wrap=True)

@@ -14,7 +14,11 @@ from vertebra.spec import VertebraError
 if TYPE_CHECKING:
     from vertebra.data.datasets import Part
     from vertebra.engine.evaluate import Evaluation
+    from vertebra.engine.multilabel import MultiEvaluation
     from vertebra.engine.predict import Classifier
+
+
+_TITLES = {"map": "mAP", "ap": "AP"}
 
 
 def validate(
@@ -33,6 +37,12 @@ def validate(
     names: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="A table of class folders and names, where they differ.")
     ] = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="In a table, what stands between a photo's labels.", show_default="the run's"
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that the model sees at once.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="by cores")] = None,
     device: Annotated[
@@ -50,6 +60,8 @@ def validate(
 ) -> None:
     """Measure a model on a split: top-1, top-5, macro F1, calibration; every image counts once.
 
+    A model trained on several labels a photo: mAP and F1 at 50%, and each class's average precision.
+
     Exit status: 0 all images were read, 1 some were not (each is named), 2 wrong usage.
 
     For example:
@@ -65,7 +77,14 @@ def validate(
     loaded, extra = _open(model, weights)
     known = known_classes(loaded)
     table = None if names is None else str(names)
-    part = validation_part(data, known, loaded.num_classes, split=split, names=table)
+    several: dict[str, Any] = {"multi_label": bool(loaded.pretrained_cfg.get("multi_label"))}
+    if several["multi_label"]:
+        several |= _as_trained(model, data)
+    if label_separator is not None:
+        several |= {"separator": label_separator, "columns": ()}
+    part = validation_part(data, known, loaded.num_classes, split=split, names=table, **several)
+    if confusion is not None and part.classes is not None:
+        raise VertebraError("--confusion takes one class a photo, and this model answers each class by itself")
     result = _measure(loaded, part, extra, batch_size, workers, pick_device(device), exact, optimize)
     labels = known or tuple(f"class {i}" for i in range(loaded.num_classes))
     if confusion is not None:
@@ -91,6 +110,19 @@ def _open(model: str, weights: Path | None) -> "tuple[Classifier, dict[str, Any]
     return artefact, extra | ({"batch_size": 1} if artefact.with_preprocess else {})
 
 
+def _as_trained(model: str, data: str) -> dict[str, Any]:
+    """How the run that left `model` read several labels from its table."""
+    from vertebra.engine.config import RunConfig
+    from vertebra.engine.outdir import CONFIG
+    from vertebra.engine.settings import with_file
+
+    file = Path(model) / CONFIG
+    if not file.is_file() or not data.lower().endswith((".csv", ".tsv", ".parquet")):
+        return {}
+    config = with_file(RunConfig(), file).data
+    return {"separator": config.label_separator, "columns": config.label_columns or ()}
+
+
 def _measure(
     model: "Classifier",
     part: "Part",
@@ -100,7 +132,7 @@ def _measure(
     device: str,
     exact: bool,
     optimize: bool,
-) -> "Evaluation":
+) -> "Evaluation | MultiEvaluation":
     from rich.progress import Progress
 
     from vertebra.data.loader import default_workers
@@ -115,7 +147,7 @@ def _measure(
         return run(model, part, seen=lambda count: bar.update(task, completed=count), **options)
 
 
-def _print(labels: tuple[str, ...], result: "Evaluation", *, per_class: bool, as_json: bool) -> None:
+def _print(labels: tuple[str, ...], result: "Evaluation | MultiEvaluation", *, per_class: bool, as_json: bool) -> None:
     from vertebra.engine.outdir import as_record
 
     record = as_record(result, labels)
@@ -125,22 +157,27 @@ def _print(labels: tuple[str, ...], result: "Evaluation", *, per_class: bool, as
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2, 0, 0))
-    for name in ("top1", "top5", "macro_f1", "ece", "loss"):
-        value = record[name]
-        table.add_row(name, f"{value:.4f}" if name == "loss" else f"{value:.2%}")
+    for name, value in result.metrics.summary().items():
+        if name != "loss":
+            table.add_row(_TITLES.get(name, name), f"{value:.2%}")
+    table.add_row("loss", f"{record['loss']:.4f}")
     table.add_row("images", f"{record['images']:,}" + (f", {record['skipped']} skipped" if record["skipped"] else ""))
     out = console()
     put(out, table)
-    if per_class:
+    columns = [name for name in ("ap", "recall", "precision", "f1") if name in record["classes"][0]]
+    if per_class or columns[0] == "ap":
         rows = Table.grid(padding=(0, 2, 0, 0))
-        rows.add_row("class", "recall", "precision", "f1", "images")
-        for row in sorted((r for r in record["classes"] if r["images"]), key=lambda r: (r["recall"], r["name"])):
-            shares = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision", "f1"))
+        rows.add_row("class", *(_TITLES.get(name, name) for name in columns), "images")
+        for row in sorted((r for r in record["classes"] if r["images"]), key=lambda r: (r[columns[0]], r["name"])):
+            shares = ("-" if row[k] is None else f"{row[k]:.1%}" for k in columns)
             rows.add_row(shown(row["name"]), *shares, str(row["images"]))
         put(out, rows)
 
 
-def _write_confusion(path: Path, labels: tuple[str, ...], result: "Evaluation") -> None:
+def _write_confusion(path: Path, labels: tuple[str, ...], result: "Evaluation | MultiEvaluation") -> None:
+    from vertebra.engine.evaluate import Evaluation
+
+    assert isinstance(result, Evaluation), "refused above"
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")

@@ -13,10 +13,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from vertebra.data.members import Member, list_folder, list_tar, list_zip
-from vertebra.data.tables import read_table
+from vertebra.data.tables import Label, check_names, read_table
 from vertebra.spec.errors import VertebraError, did_you_mean
 
 PHOTO = re.compile(r"\.(jpe?g?|jfif|png|webp|gif|bmp|tiff?|avif|jp2|j2k|p[pgbn]m|ico|qoi|dds|sgi)$", re.IGNORECASE)
@@ -44,17 +44,24 @@ class Row:
     """An image as DATA lists it."""
 
     sample: Sample
-    label: str
+    label: Label
     split: str | None
     """None: DATA does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One split: images and class indices, in parallel."""
+    """One split: images and class indices, in parallel; tuples of indices, where an image may have any number."""
 
     samples: tuple[Sample, ...]
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] | tuple[tuple[int, ...], ...]
+    classes: int | None = None
+    """How many classes there are, where an image may have any number of them; None: each image has one."""
+
+    def classes_of(self, position: int) -> tuple[int, ...]:
+        """An image's class or classes."""
+        label = self.labels[position]
+        return label if isinstance(label, tuple) else (label,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,31 +89,66 @@ class Dataset:
             raise VertebraError(f"{self.source} has no split {name!r}; it has {', '.join(self.parts)}")
         return self.parts[name]
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return next(iter(self.parts.values())).classes is not None
+
     def fingerprint(self) -> dict[str, Any]:
         """What tells one dataset from another: class names, and each split's number of images and hash."""
         parts = {name: {"images": len(part), "sha256": part.fingerprint()} for name, part in self.parts.items()}
         return {"classes": list(self.classes), "parts": parts}
 
 
-def open_dataset(source: str | Path, *, classes: Sequence[str] | None = None) -> Dataset:
-    """List DATA. `classes` fixes the order of the indices (a model's own); default: sorted, numbers by value."""
+def open_dataset(
+    source: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    separator: str | None = None,
+    columns: Sequence[str] = (),
+) -> Dataset:
+    """List DATA. `classes` fixes the order of the indices (a model's own); default: sorted, numbers by value.
+
+    Tables only: `separator` stands between an image's classes, or `columns` of 0 and 1 say which it has.
+    """
     source = str(source)
-    rows = list(_rows(source))
+    rows, ordered = _rows(source, separator, columns)
     if not rows:
         raise VertebraError(f"{source} holds no images in class folders; give a folder of class folders, or path,label")
-    found = {row.label for row in rows}
-    names = tuple(classes) if classes is not None else tuple(sorted(found, key=_by_number))
+    found = {name for row in rows for name in ((row.label,) if isinstance(row.label, str) else row.label)}
+    names = tuple(classes or ordered or sorted(found, key=_by_number))
     _check_classes(source, found, names, given=classes is not None)
     index = {name: number for number, name in enumerate(names)}
     grouped: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         grouped[row.split or "train"].append(row)
     order = [split for split in ("train", "val", "test") if split in grouped]
-    parts = {
-        split: Part(tuple(r.sample for r in grouped[split]), tuple(index[r.label] for r in grouped[split]))
-        for split in order
-    }
-    return Dataset(source, names, parts)
+    return Dataset(source, names, {split: _part(grouped[split], index) for split in order})
+
+
+def _part(rows: Sequence[Row], index: Mapping[str, int]) -> Part:
+    samples, first = tuple(row.sample for row in rows), rows[0].label
+    if isinstance(first, str):
+        return Part(samples, tuple(index[cast("str", row.label)] for row in rows))
+    several = tuple(tuple(sorted(index[name] for name in row.label)) for row in rows)
+    return Part(samples, several, len(index))
+
+
+def one_each(dataset: Dataset) -> Dataset:
+    """The same with one class an image, where each has just that; else as it is."""
+    if not dataset.multi_label or any(len(own) != 1 for part in dataset.parts.values() for own in _sets(part)):
+        return dataset
+    parts = {name: Part(part.samples, tuple(own[0] for own in _sets(part))) for name, part in dataset.parts.items()}
+    return replace(dataset, parts=parts)
+
+
+def any_number(part: Part, classes: int) -> Part:
+    """The same, its images' classes as sets."""
+    return Part(part.samples, tuple(_sets(part)), classes)
+
+
+def _sets(part: Part) -> list[tuple[int, ...]]:
+    return [part.classes_of(position) for position in range(len(part))]
 
 
 def _check_classes(source: str, found: set[str], names: Sequence[str], *, given: bool) -> None:
@@ -116,38 +158,69 @@ def _check_classes(source: str, found: set[str], names: Sequence[str], *, given:
         raise VertebraError(
             f"{source}: class {unknown[0]!r} is none of the {len(names)} that the model knows{hint or ''}"
         )
-    if len(found) < 2 and not given:
+    if len(names) < 2 and not given:
         raise VertebraError(f"{source}: only one class ({', '.join(found)}); there must be two or more to tell apart")
 
 
 def with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
     """The same with a "val" split: where there is none, `share` of each class's training images, drawn by `seed`.
 
-    Each class of two images or more gives at least one and keeps at least one.
+    Each class of two images or more gives at least one and keeps at least one. Images with several classes are drawn
+    class by class, the rarest first (Sechidis et al., ECML 2011), as far as their classes' shares allow.
     """
     if "val" in dataset.parts:
         return dataset
     whole = dataset.part("train")
     by_class: dict[int, list[int]] = defaultdict(list)
-    for position, label in enumerate(whole.labels):
-        by_class[label].append(position)
+    for position in range(len(whole)):
+        for label in whole.classes_of(position) or (-1,):  # -1: images of no class are shared out, too
+            by_class[label].append(position)
     held: set[int] = set()
-    for label, positions in sorted(by_class.items()):
-        count = min(max(1, round(share * len(positions))), len(positions) - 1)
-        held.update(random.Random(f"{seed}/{label}").sample(positions, count))
+    if dataset.multi_label:
+        held = _spread(by_class, share, seed)
+    else:
+        for label, positions in sorted(by_class.items()):
+            held.update(random.Random(f"{seed}/{label}").sample(positions, _count(share, positions)))
     if not held:
         raise VertebraError(f"{dataset.source}: one image a class leaves none to validate on; add images, or a split")
     train = _choose(whole, [i for i in range(len(whole)) if i not in held])
     return replace(dataset, parts={**dataset.parts, "train": train, "val": _choose(whole, sorted(held))})
 
 
+def _count(share: float, positions: Sequence[int]) -> int:
+    return min(max(1, round(share * len(positions))), len(positions) - 1)
+
+
+def _spread(by_class: Mapping[int, Sequence[int]], share: float, seed: int) -> set[int]:
+    """Images to hold out, such that every class has its share of them and none loses its last image."""
+    left = {label: len(positions) for label, positions in by_class.items()}
+    own: dict[int, list[int]] = defaultdict(list)
+    for label, positions in by_class.items():
+        for position in positions:
+            own[position].append(label)
+    held, decided = set[int](), set[int]()
+    for label, positions in sorted(by_class.items(), key=lambda item: (len(item[1]), item[0])):
+        missing = _count(share, positions) - sum(position in held for position in positions)
+        drawn = random.Random(f"{seed}/{label}").sample(positions, len(positions))
+        for position in sorted(drawn, key=lambda p: p in decided):  # what rarer classes chose to keep, last
+            if missing < 1 or (position in decided and any(p in held for p in positions)):
+                break
+            if position not in held and all(left[other] > 1 for other in own[position]):
+                held.add(position)
+                left.update({other: left[other] - 1 for other in own[position]})
+                missing -= 1
+        decided.update(positions)
+    return held
+
+
 def _choose(part: Part, positions: Sequence[int]) -> Part:
-    return Part(tuple(part.samples[i] for i in positions), tuple(part.labels[i] for i in positions))
+    labels: Any = tuple(part.labels[i] for i in positions)
+    return Part(tuple(part.samples[i] for i in positions), labels, part.classes)
 
 
 def class_counts(part: Part, classes: Sequence[str]) -> dict[str, int]:
     """Images of each class, by name; 0 where a class has none."""
-    counts = Counter(part.labels)
+    counts = Counter(label for own in _sets(part) for label in own)
     return {name: counts[number] for number, name in enumerate(classes)}
 
 
@@ -155,7 +228,21 @@ def _by_number(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
 
 
-def _rows(source: str) -> Iterator[Row]:
+def _rows(source: str, separator: str | None, columns: Sequence[str]) -> tuple[list[Row], tuple[str, ...] | None]:
+    """What there is, and the classes' order where DATA says it."""
+    if not source.startswith("hf:"):
+        paths = _expand(source)
+        if paths[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
+            return _from_table(paths[0], separator, columns)
+    if separator is not None or columns:
+        raise VertebraError(
+            f"{source}: label_separator and label_columns are for tables (.csv, .tsv, .parquet); leave them out"
+        )
+    return list(_single(source)), None
+
+
+def _single(source: str) -> Iterator[Row]:
+    """Images in class folders, or such as a library lists."""
     if source.startswith("hf:"):
         from vertebra.data.huggingface import rows
 
@@ -166,8 +253,6 @@ def _rows(source: str) -> Iterator[Row]:
         if not archives:
             return _from_members([list(list_folder(paths[0]))], [None])
         paths = archives
-    if paths[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
-        return _from_table(paths[0])
     listed = [list(list_zip(path) if path.suffix == ".zip" else list_tar(path)) for path in paths]
     return _from_members(listed, [_split_of_name(path.stem) for path in paths])
 
@@ -234,11 +319,17 @@ def _from_shard(members: Iterable[Member], labels: Iterable[Member], split: str 
         yield Row(member, by_key[key].read().decode().strip(), split)
 
 
-def _from_table(path: Path) -> Iterator[Row]:
+def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> tuple[list[Row], tuple[str, ...] | None]:
     """Paths are relative to the table's own folder."""
-    for name, label, split in read_table(path):
+    table = read_table(path, separator, columns)
+    rows: list[Row] = []
+    for name, label, split in table.lines:
         file = path.parent / Path(name).expanduser()
         if not file.is_file():
             raise VertebraError(f"{path}: no image at {file}; paths in it are relative to {path.parent}")
         member = Member(str(file), name, file.stat().st_size)
-        yield Row(member, label, _split_named(split) if split else None)
+        rows.append(Row(member, label, _split_named(split) if split else None))
+    check_names(
+        str(path), sorted({name for row in rows for name in ([row.label] if isinstance(row.label, str) else row.label)})
+    )
+    return rows, table.classes

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 (b, c, h, w); (0,) where none could be read."""
     labels: Tensor
-    """(b,)"""
+    """(b,) class indices, or rows (b, k) of 0 and 1 where an image may have any number of classes."""
     indices: Tensor
     """(b,): positions in the split."""
     skipped: list[tuple[int, str]]
@@ -129,8 +129,8 @@ class _Images:
     def __len__(self) -> int:
         return len(self.part)
 
-    def __getitem__(self, place: Place) -> tuple[int, int, Tensor | str]:
-        """(position, class index, image or why there is none)."""
+    def __getitem__(self, place: Place) -> tuple[int, Tensor, Tensor | str]:
+        """(position, class index or row, image or why there is none)."""
         seed = seed_of(self.seed, place.epoch, place.image, place.repeat)
         random.seed(seed)
         np.random.seed(seed)
@@ -139,15 +139,24 @@ class _Images:
         try:
             image = self.read(sample.read())
         except VertebraError as error:
-            return place.image, self.part.labels[place.image], str(error).replace("<bytes>", sample.name, 1)
-        return place.image, self.part.labels[place.image], image
+            return place.image, target(self.part, place.image), str(error).replace("<bytes>", sample.name, 1)
+        return place.image, target(self.part, place.image), image
 
 
-def _collate(items: list[tuple[int, int, Tensor | str]]) -> Batch:
+def target(part: Part, position: int) -> Tensor:
+    """An image's class index (), or its row (k,) of 0 and 1."""
+    if part.classes is None:
+        return torch.tensor(part.labels[position])
+    row = torch.zeros(part.classes)
+    row[list(part.classes_of(position))] = 1
+    return row
+
+
+def _collate(items: list[tuple[int, Tensor, Tensor | str]]) -> Batch:
     good = [(index, label, image) for index, label, image in items if isinstance(image, Tensor)]
     skipped = [(index, why) for index, _, why in items if isinstance(why, str)]
     images = default_collate([image for _, _, image in good]) if good else torch.empty(0, dtype=torch.uint8)
-    labels = torch.tensor([label for _, label, _ in good], dtype=torch.long)
+    labels = torch.stack([label for _, label, _ in good]) if good else torch.empty(0, dtype=torch.long)
     return Batch(images, labels, torch.tensor([index for index, _, _ in good], dtype=torch.long), skipped)
 
 

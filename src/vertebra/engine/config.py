@@ -26,6 +26,10 @@ class DataConfig:
     """In validation, the crop's side as a share of the resized image's; None: the checkpoint's."""
     names: str | None = None
     """A table of two columns, folder (or index) and name, where folders are not called as classes should be."""
+    label_separator: str | None = None
+    """Tables: what stands between the classes of an image that has several, as |; None: a label is one class."""
+    label_columns: tuple[str, ...] | None = None
+    """Tables: columns of 0 and 1, one a class; None: all that are left, where there is no column of labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +91,9 @@ class AugmentConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
     kind: Literal["cross_entropy", "bce", "focal", "focal_bce"] = "cross_entropy"
-    """bce: each class by itself."""
+    """bce, focal_bce: each class by itself; an image may have several."""
     smoothing: float = 0.0
-    """Label smoothing: probability spread evenly over all classes."""
+    """Label smoothing: probability spread evenly over all classes (several an image: over yes and no)."""
     target_threshold: float | None = None
     """bce: mixed targets become 1 where they exceed it, 0 elsewhere."""
     sum_classes: bool = False
@@ -141,7 +145,7 @@ class ScheduleConfig:
     power: float = 0.5
     """poly: exponent."""
     patience: int = 10
-    """plateau: epochs without a better validation accuracy that are still borne with."""
+    """plateau: epochs without a better top-1 (or mAP) that are still borne with."""
     rise: float = 0.3
     """one_cycle: share of the run in which the rate rises."""
 
@@ -185,7 +189,7 @@ class FreezeConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopConfig:
     patience: int | None = None
-    """Epochs without a better validation accuracy before the run ends early; None: never."""
+    """Epochs without a better top-1 (or mAP) in validation before the run ends early; None: never."""
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss that is no number: stop, or go back to the last checkpoint and leave that step out."""
     rollbacks: int = 3

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,9 @@ class Answers:
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """Shares are 0..1; lists are in the order of the classes."""
+
+    MAIN: ClassVar[str] = "top1"
+    """The figure by which epochs are compared."""
 
     images: int
     skipped: int
@@ -104,19 +107,38 @@ def evaluate(
 
     `prepare` takes the loader's batch, on `device`, to what `forward` answers with (b, k) logits.
     """
+    whole, real = torch.empty(0, dtype=torch.long), torch.empty(0)
+    none = [whole, torch.empty(0, min(BEST, num_classes), dtype=torch.long), real, real]
+    columns, skipped = collect(forward, batches, _answer, none, prepare=prepare, device=device)
+    answers = Answers(*columns)
+    return Evaluation(measure(answers, num_classes, len(skipped)), answers, skipped)
+
+
+def collect(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    answer: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    none: list[Tensor],
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    device: torch.device | str,
+) -> tuple[list[Tensor], list[tuple[int, str]]]:
+    """Positions in the split, and what `answer` keeps of (logits, labels), of all processes and in order; and what
+    could not be read. `none`: the columns of no image at all.
+    """
     rows: list[tuple[Tensor, ...]] = []
     skipped: list[tuple[int, str]] = []
     for batch in batches:
         skipped += batch.skipped
         if len(batch.labels):
             images = prepare(batch.images.to(device, non_blocking=True))
-            rows.append((batch.indices, *_answer(forward(images).float(), batch.labels.to(device))))
-    columns = [torch.cat(column) for column in zip(*rows, strict=True)] if rows else _none(num_classes)
+            rows.append((batch.indices, *answer(forward(images).float(), batch.labels.to(device))))
+    nothing = [torch.empty(0, dtype=torch.long), *none]
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)] if rows else nothing
     columns, skipped = _of_all_processes(columns, skipped)
     order = columns[0].argsort()
-    answers = Answers(*(column[order] for column in columns))
-    assert len(answers.indices.unique()) == len(answers.indices), "an image was counted twice"
-    return Evaluation(measure(answers, num_classes, len(skipped)), answers, sorted(skipped))
+    assert len(columns[0].unique()) == len(order), "an image was counted twice"
+    return [column[order] for column in columns], sorted(skipped)
 
 
 def _answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -124,11 +146,6 @@ def _answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     top = probabilities.topk(min(BEST, logits.shape[-1]))
     losses = F.cross_entropy(logits, labels, reduction="none")
     return labels.cpu(), top.indices.cpu(), top.values[:, 0].cpu(), losses.cpu()
-
-
-def _none(num_classes: int) -> list[Tensor]:
-    whole, real = torch.empty(0, dtype=torch.long), torch.empty(0)
-    return [whole, whole, torch.empty(0, min(BEST, num_classes), dtype=torch.long), real, real]
 
 
 def _of_all_processes(

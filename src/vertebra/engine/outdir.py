@@ -12,10 +12,11 @@ from typing import Any, cast
 from torch import nn
 
 from vertebra.data.datasets import Dataset
-from vertebra.engine import checkpoint
+from vertebra.engine import checkpoint, multilabel
 from vertebra.engine.checkpoint import write_whole
 from vertebra.engine.config import RunConfig
-from vertebra.engine.evaluate import Evaluation
+from vertebra.engine.evaluate import Evaluation, Metrics
+from vertebra.engine.multilabel import MultiEvaluation, MultiMetrics
 from vertebra.engine.settings import as_yaml, config_hash
 from vertebra.engine.setup import split_table
 from vertebra.hub.factory import describe
@@ -56,15 +57,21 @@ def _short(value: float) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def watched(row: Mapping[str, float]) -> tuple[str, float]:
+    """The figure by which epochs are compared: what it is called, and its value (a share; more is better)."""
+    several = f"val_{MultiMetrics.MAIN}"
+    return ("mAP", row[several]) if several in row else ("top-1", row[f"val_{Metrics.MAIN}"])
+
+
 def best(rows: Sequence[dict[str, float]]) -> int:
-    """The epoch (from 1) of the best validation accuracy, the first of equals; 0 before the first."""
-    return max(range(len(rows)), key=lambda i: (rows[i]["val_top1"], -i)) + 1 if rows else 0
+    """The epoch (from 1) that was best on the validation split, the first of equals; 0 before the first."""
+    return max(range(len(rows)), key=lambda i: (watched(rows[i])[1], -i)) + 1 if rows else 0
 
 
 def write_model(
     model: nn.Module,
     like: Backbone,
-    result: Evaluation,
+    result: Evaluation | MultiEvaluation,
     classes: Sequence[str],
     out: Path,
     training: Mapping[str, Any],
@@ -81,8 +88,14 @@ def write_model(
     _text(out / VALIDATION, json.dumps(as_record(result, classes), indent=1, ensure_ascii=False))
 
 
-def as_record(result: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
-    """An evaluation as JSON: the summary, a row a class, the confusion matrix."""
+def as_record(result: Evaluation | MultiEvaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """An evaluation as JSON: the summary, a row a class, the confusion matrix (not of several classes an image)."""
+    if isinstance(result, MultiEvaluation):
+        record = multilabel.as_record(result.metrics, classes)
+        record["classes"] = [
+            {k: _number(v) if isinstance(v, float) else v for k, v in row.items()} for row in record["classes"]
+        ]
+        return record
     m = result.metrics
     rows = zip(classes, m.recall, m.precision, m.f1, (sum(row) for row in m.confusion), strict=True)
     return {

@@ -36,7 +36,7 @@ class Prediction:
     labels: tuple[str, ...]
     indices: tuple[int, ...]
     probabilities: tuple[float, ...]
-    """Softmax over all classes, not only over these."""
+    """Softmax over all classes, not only over these; of a multi-label model, each class's own sigmoid."""
 
 
 class Classifier(Protocol):
@@ -52,7 +52,7 @@ class Classifier(Protocol):
 
 
 class Predictor:
-    """The one way from an image to a `Prediction`: decode, transform, batch, model, softmax in float32.
+    """The one way from an image to a `Prediction`: decode, transform, batch, model, softmax (or sigmoid) in float32.
 
     Its steps are methods, for those who schedule them otherwise: `prepare` (needs no model, may run on any thread),
     `answer` (one batch), and `run`, the callable that gives a batch's logits.
@@ -101,6 +101,8 @@ class Predictor:
         dtype = "f32" if exact else "auto"
         self.run = self.model = _placed(model, device)
         self.device, self.dtype = _place(self.model)
+        self.multi_label = bool(model.pretrained_cfg.get("multi_label"))
+        """Each class is answered by itself: probabilities do not add up to 1."""
         self._speed = None
         if optimize is True:
             if not isinstance(model, Backbone):
@@ -163,7 +165,8 @@ class Predictor:
     def answer(self, batch: Float[Tensor, "b c h w"]) -> list[Prediction]:
         """The predictions of a batch of transformed images."""
         logits = self.run(batch.to(self.device, self.dtype))
-        best = logits.float().softmax(-1).topk(self.top)
+        logits = logits.float()
+        best = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).topk(self.top)
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Prediction(tuple(self.labels[i] for i in where), tuple(where), tuple(p)) for where, p in rows]
 

@@ -57,12 +57,12 @@ class Progress:
         speed = self.images / (now - self.began)
         self.bar.update(self.task, completed=done, now=f"{speed:.0f} img/s  loss {loss:.4f}")
 
-    def epoch(self, row: Mapping[str, float], *, best: bool) -> None:
-        """The line that an epoch leaves."""
+    def epoch(self, row: Mapping[str, float], watched: tuple[str, float], *, best: bool) -> None:
+        """The line that an epoch leaves. `watched`: the figure by which epochs are compared."""
         self.close()
         self.say(
             f"epoch {row['epoch']:<4.0f} loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
-            f"top-1 {row['val_top1']:.2%}{' (best)' if best else ''}  F1 {row['val_macro_f1']:.3f}  "
+            f"{watched[0]} {watched[1]:.2%}{' (best)' if best else ''}  F1 {row['val_macro_f1']:.3f}  "
             f"lr {row['lr']:.2e}  {row['images_per_s']:.0f} img/s"
         )
 

@@ -28,7 +28,7 @@ def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
         if not equals:
             raise VertebraError(f"--set {setting!r}: write key=value, as optim.lr=0.01")
         try:
-            value = yaml.safe_load(text)
+            value = text if _is_word(key.strip(), text) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise VertebraError(f"--set {setting!r}: {text!r} cannot be read as a value: {_line(error)}") from error
         nested: Any = value
@@ -36,6 +36,14 @@ def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
             nested = {part: nested}
         config = overlay(config, nested)
     return config
+
+
+def _is_word(key: str, text: str) -> bool:
+    """A field of text takes it as it stands: YAML would make nothing of `|`. Quotes and null are YAML's, though."""
+    group, _, name = key.rpartition(".")
+    own: Any = getattr(RunConfig(), group, None) if group else RunConfig()
+    kind = typing.get_type_hints(type(own)).get(name) if is_dataclass(own) else None
+    return kind in (str, str | None) and text not in ("", "~", "null") and text[0] not in "'\""
 
 
 def with_file(config: RunConfig, path: Path) -> RunConfig:
@@ -186,6 +194,14 @@ def _rules(c: RunConfig) -> list[tuple[bool, str]]:
             f"data.start_size={c.data.start_size} grows to data.image_size={c.data.image_size}: 16 or more, to no less",
         ),
         (not 0 < c.data.val_share < 1, f"data.val_share={c.data.val_share}: give a share between 0 and 1"),
+        (
+            c.data.label_separator is not None and bool(c.data.label_columns),
+            "data.label_separator is for one column of labels, data.label_columns for columns of 0 and 1; give one",
+        ),
+        (
+            c.data.label_separator == "",
+            "data.label_separator is empty: give what stands between two classes, as |, or null",
+        ),
         (not 0 <= c.loss.smoothing < 1, f"loss.smoothing={c.loss.smoothing}: give a share from 0 to below 1"),
         (c.augment.repeats < 1, f"augment.repeats={c.augment.repeats}: give 1 or more"),
         (

@@ -25,6 +25,7 @@ from vertebra.engine.config import RunConfig
 from vertebra.engine.ema import Ema
 from vertebra.engine.evaluate import eval_loader
 from vertebra.engine.losses import Distillation, class_weights, create_loss
+from vertebra.engine.multilabel import settle
 from vertebra.engine.optim import create_optimizer
 from vertebra.engine.reading import default_workers as cores
 from vertebra.engine.schedule import Schedule
@@ -84,10 +85,10 @@ def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
     """Everything, on its device. Raises `VertebraError` for what cannot be."""
     check(config)
     accelerator = _accelerator(config, out)
-    dataset = with_validation(open_dataset(config.data.source), config.data.val_share, config.seed)
+    dataset = _dataset(config)
     classes = readable(dataset.classes, config.data.names)
     set_seed(config.seed)
-    model = make_model(config, classes)
+    model = make_model(config, classes, multi_label=dataset.multi_label)
     data = cast("dict[str, Any]", resolve_model_data_config(model))
     train, val, finish_val = _loaders(config, dataset, data, accelerator)
     updates = _updates(config, train)
@@ -143,6 +144,12 @@ def _teacher(
         return Remembered(teacher, part, Path(config.distill.cache), workers=workers, console=shown)
 
 
+def _dataset(config: RunConfig) -> Dataset:
+    c = config.data
+    listed = open_dataset(c.source, separator=c.label_separator, columns=c.label_columns or ())
+    return with_validation(settle(config, listed), c.val_share, config.seed)
+
+
 def _updates(config: RunConfig, train: Loader) -> int:
     """An epoch's."""
     updates = train.order.steps // config.optim.accumulate
@@ -184,7 +191,7 @@ def _precision(config: RunConfig, on_cpu: bool) -> str:
     return "bf16" if native_bf16(device) else "no"
 
 
-def make_model(config: RunConfig, classes: Sequence[str]) -> Backbone:
+def make_model(config: RunConfig, classes: Sequence[str], *, multi_label: bool = False) -> Backbone:
     """The architecture with its start weights, a classifier for `classes`, and a record that names them."""
     chosen, size = config.model, config.data.image_size
     options: dict[str, Any] = {"num_classes": len(classes), "drop_rate": chosen.drop_rate, **chosen.options}
@@ -213,6 +220,8 @@ def make_model(config: RunConfig, classes: Sequence[str]) -> Backbone:
         _quiet(model)
     model.set_grad_checkpointing(chosen.grad_checkpointing)
     _record(model, config, classes, starts)
+    if multi_label:
+        model.pretrained_cfg["multi_label"] = True
     return model
 
 
@@ -401,8 +410,8 @@ def split_table(dataset: Dataset) -> str:
 
 
 def _named(part: Part, classes: Sequence[str]) -> list[tuple[str, str]]:
-    quoted = [sample.name for sample in part.samples]
-    return [(_quote(classes[label]), _quote(name)) for label, name in zip(part.labels, quoted, strict=True)]
+    labels = ["|".join(classes[label] for label in part.classes_of(i)) for i in range(len(part))]
+    return [(_quote(label), _quote(sample.name)) for label, sample in zip(labels, part.samples, strict=True)]
 
 
 def _quote(cell: str) -> str:

@@ -25,6 +25,7 @@ from vertebra.data.loader import Batch, seed_of
 from vertebra.engine import checkpoint, outdir
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
+from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows, smoothed
 from vertebra.engine.progress import Progress
 from vertebra.engine.schedule import set_lr
 from vertebra.engine.settings import as_dict
@@ -71,6 +72,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     run = build(config, out, console)
     progress = Progress(console if run.accelerator.is_main_process else None)
     state = State()
+    if run.dataset.multi_label:
+        named = ", ".join(run.classes[:5]) + (" ..." if len(run.classes) > 5 else "")
+        progress.say(f"labels     any number of {len(run.classes)} classes an image: {named}")
     try:
         goes_on = resume and bool(checkpoint.all_in(out))
         run.accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -182,7 +186,7 @@ def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
         first: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
         return first.sum() * 0, 0
     images = run.finish(batch.images.to(run.device, non_blocking=True))
-    targets = batch.labels.to(run.device, non_blocking=True)
+    targets = smoothed(batch.labels.to(run.device, non_blocking=True), run.config.loss.smoothing)
     off = run.config.augment.mix_off_epoch
     if run.mix is not None and (off is None or state.epoch < off):
         images, targets = run.mix(images, targets)
@@ -215,7 +219,7 @@ def _lr(run: Run, state: State) -> float:
         return schedule.at(now)
     if state.epoch == 0 or state.epoch - 1 <= schedule.warmup:
         return schedule.lr
-    return schedule.at(state.epoch - 1, [row["val_top1"] for row in state.metrics[: state.epoch]])
+    return schedule.at(state.epoch - 1, [outdir.watched(row)[1] for row in state.metrics[: state.epoch]])
 
 
 def _agree(run: Run, epoch: int, losses: list[tuple[int, Tensor]], stop: bool, due: bool) -> tuple[bool, bool]:
@@ -276,10 +280,10 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
             training = {"config": as_dict(run.config), "data": run.fingerprint["parts"], "epoch": row}
             outdir.write_model(model, run.model, result, run.classes, out, training)
     save(run, state, out)
-    progress.epoch(row, best=outdir.best(state.metrics) == state.epoch)
+    progress.epoch(row, outdir.watched(row), best=outdir.best(state.metrics) == state.epoch)
 
 
-def validate(run: Run) -> Evaluation:
+def validate(run: Run) -> Evaluation | MultiEvaluation:
     """The weights' (or their average's) answers on the validation split."""
     model = (run.model if run.ema is None else cast("Any", run.ema.module)).eval()
 
@@ -288,7 +292,8 @@ def validate(run: Run) -> Evaluation:
             return model(images.contiguous(memory_format=run.layout))
 
     batches = run.val.epoch(0)
-    return evaluate(forward, batches, len(run.classes), prepare=run.finish_val, device=run.device)
+    worth = evaluate_rows if run.dataset.multi_label else evaluate
+    return worth(forward, batches, len(run.classes), prepare=run.finish_val, device=run.device)
 
 
 def _roll_back(run: Run, state: State, out: Path, error: NotFiniteError, progress: Progress) -> None:

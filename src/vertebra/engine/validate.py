@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.data import create_transform, labels_for, resolve_model_data_config
-from vertebra.data.datasets import Dataset, Part, open_dataset
+from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset
 from vertebra.engine.evaluate import Evaluation, eval_loader, evaluate
+from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows
 from vertebra.engine.predict import Classifier
 from vertebra.engine.reading import Transform
 from vertebra.engine.setup import readable
@@ -23,16 +24,31 @@ from vertebra.spec import VertebraError, did_you_mean
 
 
 def validation_part(
-    source: str | Path, known: Sequence[str] | None, num_classes: int, *, split: str | None, names: str | None
+    source: str | Path,
+    known: Sequence[str] | None,
+    num_classes: int,
+    *,
+    split: str | None,
+    names: str | None,
+    multi_label: bool = False,
+    separator: str | None = None,
+    columns: Sequence[str] = (),
 ) -> Part:
-    """The split to validate on, its labels as the model counts classes.
+    """The split to validate on, its labels as the model counts classes; sets of them for a `multi_label` model.
 
     `split` None: "val", else "test", else all there is. `known`: what the model calls its classes; class folders are
     matched with them by name (through the table `names`, where one is given), or, where the model has no names, in
-    order. Raises `VertebraError`.
+    order. `separator`, `columns`: as `open_dataset` takes them. Raises `VertebraError`.
     """
-    dataset = open_dataset(source)
+    dataset = one_each(open_dataset(source, separator=separator, columns=columns))
+    if dataset.multi_label and not multi_label:
+        raise VertebraError(
+            f"{source} gives images several classes or none, and the model shares one answer among all of its classes; "
+            "give one that was trained on such data, with loss.kind=bce"
+        )
     part = dataset.part(split or _default_split(dataset))
+    if multi_label:
+        part = any_number(part, len(dataset.classes))
     folders = readable(dataset.classes, names)
     if known is None:
         if len(folders) != num_classes:
@@ -45,8 +61,13 @@ def validation_part(
     missing = [name for name in folders if name not in where]
     if missing:
         hint = did_you_mean(missing[0], known) or "; name folders as it does, or give --names FILE.csv (folder, name)"
+        if multi_label and separator is None:
+            hint = "; where a label holds several classes, give --label-separator, as '|'"
         raise VertebraError(f"class {missing[0]!r} of {source} is none of the {num_classes} that the model knows{hint}")
-    return Part(part.samples, tuple(where[folders[label]] for label in part.labels))
+    if multi_label:
+        sets = (part.classes_of(position) for position in range(len(part)))
+        return Part(part.samples, tuple(tuple(where[folders[label]] for label in own) for own in sets), num_classes)
+    return Part(part.samples, tuple(where[folders[part.classes_of(i)[0]]] for i in range(len(part))))
 
 
 def _default_split(dataset: Dataset) -> str:
@@ -71,8 +92,10 @@ def validate(
     optimize: bool = False,
     padded_to: int | None = None,
     seen: Callable[[int], None] | None = None,
-) -> Evaluation:
+) -> Evaluation | MultiEvaluation:
     """Answers and metrics of a split. `padded_to`: the one batch size that an exported file takes.
+
+    Where the part holds any number of classes an image, each class's answer is measured by itself.
 
     `exact` decodes every pixel; `optimize` compiles the model first. `seen` is told the number of images so far.
     """
@@ -94,7 +117,8 @@ def validate(
         return answer.float().to(device)
 
     try:
-        return evaluate(forward, loader.epoch(0), model.num_classes, prepare=finish, device=device)
+        worth = evaluate if part.classes is None else evaluate_rows
+        return worth(forward, loader.epoch(0), model.num_classes, prepare=finish, device=device)
     finally:
         loader.close()
 

@@ -55,6 +55,8 @@ class Artefact:
         self.pretrained_cfg: dict[str, Any] = {**record.model["pretrained_cfg"], **record.preprocess}
         for key in ("input_size", "mean", "std"):
             self.pretrained_cfg[key] = tuple(record.preprocess[key])
+        if record.model.get("multi_label"):
+            self.pretrained_cfg["multi_label"] = True
         self.default_cfg = self.pretrained_cfg
         self.labels = None if record.labels is None else tuple(record.labels)
         self.num_classes = int(record.model["num_classes"])

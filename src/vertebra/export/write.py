@@ -143,6 +143,11 @@ def _check(model: object, options: Options, out: Path, samples: Sequence[Sample]
         raise VertebraError("with_preprocess takes photos of any size already; leave dynamic_size out")
     if options.with_preprocess and model.num_classes < 2:
         raise VertebraError("with_preprocess ends in probabilities, and this model has no classes to share them among")
+    if options.with_preprocess and model.pretrained_cfg.get("multi_label"):
+        raise VertebraError(
+            "with_preprocess ends in a softmax, and this model answers each of its classes by itself; leave it out: "
+            "the file then gives logits, whose sigmoids are the probabilities"
+        )
     if options.with_preprocess and options.format == "openvino" and options.dtype == "bf16":
         raise VertebraError(
             "OpenVINO would compute the resize's pixel positions in bf16, too, and miss them; use f32 or int8, or leave"

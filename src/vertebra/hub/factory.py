@@ -247,7 +247,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     """A model's record as config.json holds it."""
     if not isinstance(model, Backbone):
         raise VertebraError(f"{type(model).__name__} is no vertebra model")
-    cfg: dict[str, Any] = {k: v for k, v in model.pretrained_cfg.items() if k not in ("state_dict", "file", "source")}
+    apart = ("state_dict", "file", "source", "multi_label")
+    cfg: dict[str, Any] = {k: v for k, v in model.pretrained_cfg.items() if k not in apart}
     arch: str = cfg["architecture"]
     default = REGISTRY.variant(arch).config
     own = {f.name: getattr(model.config, f.name) for f in fields(default)}
@@ -259,4 +260,5 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "num_features": model.num_features,
         "pretrained_cfg": {**cfg, "num_classes": model.num_classes},
         "model_args": changed,
+        **({"multi_label": True} if model.pretrained_cfg.get("multi_label") else {}),
     }

@@ -45,6 +45,9 @@ class PretrainedCfg:
     label_offset: int | None = None
     label_names: tuple[str, ...] | None = None
     label_descriptions: dict[str, str] | None = None
+    multi_label: bool | None = None
+    """True: each class is answered by itself, so that probabilities are sigmoids. In files it stands outside of this
+    record, beside `num_classes`, because others' code refuses a field that it does not know."""
     pool_size: tuple[int, int] | None = None
     test_pool_size: tuple[int, int] | None = None
     first_conv: str | None = None

@@ -90,7 +90,11 @@ def from_config(config: Mapping[str, Any], *, where: str) -> Resolved:
         raise WeightsError(f"{where}: its config.json names no 'architecture'; is it a model of this kind?")
     arch, _ = REGISTRY.split(arch)
     cfg = overlay(from_row(arch, None, REGISTRY.variant(arch).config), named, where=f"{where}: pretrained_cfg")
-    extra = {k: config[k] for k in ("num_classes", "label_names", "label_descriptions") if config.get(k) is not None}
+    extra = {
+        k: config[k]
+        for k in ("num_classes", "label_names", "label_descriptions", "multi_label")
+        if config.get(k) is not None
+    }
     cfg = overlay(cfg, extra, where=where)
     options = dict(config.get("model_args") or {})
     if isinstance(config.get("global_pool"), str):
