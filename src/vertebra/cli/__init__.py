@@ -8,6 +8,7 @@ from vertebra import __version__
 from vertebra.cli.benchmark import benchmark
 from vertebra.cli.classify import classify
 from vertebra.cli.convert import convert
+from vertebra.cli.doctor import doctor
 from vertebra.cli.export import export
 from vertebra.cli.group import OneLineErrors
 from vertebra.cli.info import info
@@ -53,6 +54,7 @@ app.command()(info)
 app.command()(convert)
 app.command()(export)
 app.command()(benchmark)
+app.command()(doctor)
 app.command()(train)
 app.command()(validate)
 app.command()(recipes)

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -88,6 +89,55 @@ def decode(
                     return _read(stream, name, max_pixels, at_least)
             except Image.DecompressionBombError as error:
                 raise _too_large(name, max_pixels, str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an encoded image says of itself."""
+
+    format: str
+    """One of `FORMATS`."""
+    mode: str
+    """Pillow's, as "RGB", "CMYK" or "I;16"."""
+    width: int
+    """Pixels, as stored: before EXIF turns it."""
+    height: int
+    orientation: int
+    """EXIF's; 1: upright."""
+    frames: int
+    """Of an animation, or pages; 1: a still image."""
+    deep: bool
+    """More than 8 bits a channel."""
+    alpha: bool
+    """An alpha channel, or a transparent colour."""
+
+
+def inspect(content: bytes) -> Header:
+    """Format, size and mode of an encoded image, without its pixels. Raises `DecodeError`."""
+    with _pillow_silenced():
+        try:
+            with Image.open(_bytes_stream(content, "<bytes>"), formats=_formats()) as image:
+                return Header(
+                    "JPEG" if image.format == "MPO" else image.format or "",  # a JPEG with a preview behind it
+                    image.mode,
+                    image.width,
+                    image.height,
+                    _orientation(image),
+                    _frames(image),
+                    image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", "")),
+                    image.has_transparency_data,
+                )
+        except Image.DecompressionBombError as error:
+            raise _too_large("<bytes>", None, str(error)) from error
+        except _FILE_FAULTS as error:
+            raise DecodeError(f"<bytes>: truncated or corrupt: {_cause(error)}") from error
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1)) if image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") else 1
+    except _FILE_FAULTS:
+        return 1  # the first frame is fine, and no other is used
 
 
 def _opener(source: bytes | str | os.PathLike[str] | BinaryIO) -> tuple[str, Callable[[], BinaryIO]]:
@@ -182,12 +232,16 @@ def _cause(error: BaseException) -> str:
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _FILE_FAULTS:
-        return image  # a broken EXIF block cannot say which way is up, and the pixels are fine
-    method = _UPRIGHT.get(orientation)
+    method = _UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _FILE_FAULTS:
+        return 1  # a broken EXIF block cannot say which way is up, and the pixels are fine
+    return found if found in _UPRIGHT else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
