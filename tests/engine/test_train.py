@@ -117,19 +117,25 @@ def test_killed_in_the_middle_of_an_epoch_it_goes_on_to_the_same_weights(
     config = with_settings(tiny_run(photos), ["data.workers=2", "save_every=0"])
     call, out = command(config, tmp_path / "killed"), tmp_path / "killed"
     for update in (2, 6):  # of 4 an epoch
-        process = subprocess.Popen(call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
         wait_for(lambda update=update: checkpoint.all_in(out) and _step(out) >= update, process)
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # the workers, too
         process.communicate()
         assert _step(out) < 8
-        (out / "checkpoints" / ".step-000000009.pt.1").write_bytes(b"half")
+        for half in ("checkpoints/.step-000000009.pt.1", ".metrics.csv.1", ".model.safetensors.1-2/.tmpAbCdEf"):
+            (out / half).parent.mkdir(exist_ok=True)
+            (out / half).write_bytes(b"half")
     done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert not list((out / "checkpoints").glob(".*"))
+    assert not [*out.glob(".*"), *(out / "checkpoints").glob(".*")]
     ours, theirs = (checkpoint.all_in(folder)[-1] for folder in (out, finished))
     assert ours.name == theirs.name == "step-000000008.pt"
     assert equal(tensors(ours), tensors(theirs))
     assert equal(load_file(out / "model.safetensors"), load_file(finished / "model.safetensors"))
+    timed = {"images_per_s": ""}
+    assert [row | timed for row in table(out)] == [row | timed for row in table(finished)]
 
 
 def _step(out: Path) -> int:

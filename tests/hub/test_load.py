@@ -1,6 +1,8 @@
 """Weights into models: what fits goes in bit for bit, what was asked to differ is adapted, all else raises by name."""
 
 import hashlib
+import resource
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +312,25 @@ def test_real_weights_from_a_file(shared_data: Path) -> None:
     model = load("deit_tiny_patch16_224", shared_data / "weights" / "deit_tiny_patch16_224.safetensors")
     assert model.pretrained_cfg["input_size"] == (3, 224, 224)
     assert not model.load_report.reinitialised
+
+
+def test_a_saved_model_has_the_rights_of_any_new_file_and_nothing_is_left_beside_it(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    saved = vertebra.save_model(vertebra.load_model(ARCH, weights=file), tmp_path / "model.safetensors")
+    assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "plain"]
+
+
+def test_a_model_that_finds_no_room_leaves_the_file_that_was_there(file: Path, tmp_path: Path) -> None:
+    model = vertebra.load_model(ARCH, weights=file)
+    target = tmp_path / "model.safetensors"
+    target.write_bytes(b"what was there")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(WeightsError, match=r"cannot write .*: File too large; nothing was changed$"):
+            vertebra.save_model(model, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert target.read_bytes() == b"what was there"

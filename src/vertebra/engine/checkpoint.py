@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
 import random
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,14 +56,36 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        earlier = [p for p in path.parent.glob("step-*.pt") if p != path] if path.parent.is_dir() else []
-        kept = f"; {max(earlier)} is whole, go on from it with --resume auto" if earlier else ""
-        raise CheckpointError(
-            f"cannot write {path} ({len(content) / 1e6:.1f} MB): {error.strerror or error}{kept}"
-        ) from error
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(cannot_write(path, error, len(content))) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+_NO_ROOM = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or ask for a larger quota",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+}
+
+
+def cannot_write(path: Path, error: OSError, size: int | None = None) -> str:
+    """One line: which file of a run, why (and on which disk, if one is full), what to do, what to go on from."""
+    folder = path.parent.parent if path.parent.name == FOLDER else path.parent
+    whole = [p for p in all_in(folder) if p != path]
+    reason = f"{error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        disk = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        room = shutil.disk_usage(disk)
+        while not disk.is_mount():
+            disk = disk.parent
+        reason += f" (the disk at {disk} has {room.free / 1e6:.1f} MB free of {room.total / 1e6:.0f} MB)"
+    then = f"go on with --resume auto: {whole[-1]} is whole" if whole else "give the same command with --resume auto"
+    todo = _NO_ROOM.get(error.errno or 0, "mend that")
+    named = f"{path}" if size is None else f"{path} ({size / 1e6:.1f} MB)"
+    return f"cannot write {named}: {reason}; {todo}, then {then}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +16,7 @@ from torch import nn
 
 from vertebra.data.datasets import Dataset
 from vertebra.engine import checkpoint, multilabel
-from vertebra.engine.checkpoint import write_whole
+from vertebra.engine.checkpoint import CheckpointError, cannot_write, write_whole
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, Metrics
 from vertebra.engine.multilabel import MultiEvaluation, MultiMetrics
@@ -22,9 +25,10 @@ from vertebra.engine.setup import split_table
 from vertebra.hub.factory import describe
 from vertebra.hub.save import save_model
 from vertebra.models.backbone import Backbone
-from vertebra.spec import VertebraError
+from vertebra.spec import VertebraError, WeightsError
 
 CONFIG, SPLIT, METRICS, VALIDATION = "config.yaml", "split.csv", "metrics.csv", "validation.json"
+LABELS, MODEL, RECORD = "labels.txt", "model.safetensors", "config.json"
 
 
 def claim(out: Path, resume: bool) -> None:
@@ -33,15 +37,21 @@ def claim(out: Path, resume: bool) -> None:
         raise VertebraError(f"{out} already holds a run; go on with it (--resume auto), or name another --out")
     if out.exists() and not out.is_dir():
         raise VertebraError(f"--out {out} is a file; name a folder")
-    for half in [*out.glob(".*.safetensors.*"), *(out / checkpoint.FOLDER).glob(".step-*")]:
-        half.unlink(missing_ok=True)
+    halves = [*(out / checkpoint.FOLDER).glob(".step-*.pt.*")]
+    for name in (CONFIG, SPLIT, METRICS, VALIDATION, LABELS, MODEL, RECORD):
+        halves += out.glob(f".{name}.*")
+    for half in halves:
+        if half.is_dir():
+            shutil.rmtree(half)
+        else:
+            half.unlink(missing_ok=True)
 
 
 def start(config: RunConfig, dataset: Dataset, classes: Sequence[str], out: Path) -> None:
     """Config and split, as the run begins."""
     _text(out / CONFIG, f"# run {config_hash(config)}\n{as_yaml(config)}")
     _text(out / SPLIT, split_table(dataset))
-    _text(out / "labels.txt", "".join(f"{name}\n" for name in classes))
+    _text(out / LABELS, "".join(f"{name}\n" for name in classes))
 
 
 def write_metrics(rows: Sequence[dict[str, float]], out: Path) -> None:
@@ -83,9 +93,35 @@ def write_model(
     weights = cast("Backbone", model)
     weights.pretrained_cfg = like.pretrained_cfg
     record = {**describe(like), "label_names": list(classes)}
-    save_model(weights, out / "model.safetensors", extra={"label_names": list(classes), "training": training})
-    _text(out / "config.json", json.dumps(record, indent=1, ensure_ascii=False))
+    try:
+        save_model(weights, out / MODEL, extra={"label_names": list(classes), "training": training})
+    except WeightsError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise CheckpointError(cannot_write(out / MODEL, error.__cause__)) from error
+    _text(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
     _text(out / VALIDATION, json.dumps(as_record(result, classes), indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def tracking(out: Path) -> Generator[None]:
+    """What trackers do within ends, where they cannot write, in one line as for any other file of a run.
+
+    TensorBoard writes in a thread of its own, which would print its traceback before the caller gets the error.
+    """
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not issubclass(failed.exc_type, OSError):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(cannot_write(out / "vertebra", error)) from error
+    finally:
+        threading.excepthook = before
 
 
 def as_record(result: Evaluation | MultiEvaluation, classes: Sequence[str]) -> dict[str, Any]:

@@ -86,10 +86,12 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
             checkpoint.save(out, 0, snapshot(run, state))
         run.accelerator.wait_for_everyone()
         if config.trackers:
-            run.accelerator.init_trackers("vertebra")
+            with outdir.tracking(out):
+                run.accelerator.init_trackers("vertebra")
         with listening() as pressed:
             stopped = _epochs(run, state, out, progress, pressed)
-        run.accelerator.end_training()
+        with outdir.tracking(out):
+            run.accelerator.end_training()
     finally:
         progress.close()
         run.train.close()
@@ -272,7 +274,8 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
     state.metrics.append(row)
     state.epoch, state.step, state.loss_sum, state.seen, state.seconds = state.epoch + 1, 0, 0.0, 0, 0.0
     if run.config.trackers:
-        run.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=state.epoch)
+        with outdir.tracking(out):
+            run.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=state.epoch)
     if run.accelerator.is_main_process:
         outdir.write_metrics(state.metrics, out)
         if outdir.best(state.metrics) == state.epoch:

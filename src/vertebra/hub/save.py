@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import shutil
+import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,18 +37,28 @@ def save_model(
     if half:
         state = {key: halved(value) for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    # A folder: safetensors writes under names of its own making, which nobody could tell once the process was killed.
+    beside = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}"
     try:
-        save_file(state, temporary, metadata=metadata)
-        with temporary.open("rb") as file:
+        beside.mkdir(exist_ok=True)
+        save_file(state, beside / path.name, metadata=metadata)
+        (beside / "new").touch()  # has the rights of any new file; safetensors' own is for its owner alone
+        (beside / path.name).chmod(stat.S_IMODE((beside / "new").stat().st_mode))
+        with (beside / path.name).open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # the library lets nobody else read it
-        temporary.replace(path)
-    except OSError as error:
-        raise WeightsError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+        (beside / path.name).replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = error if isinstance(error, OSError) else _as_os_error(error)
+        raise WeightsError(f"cannot write {path}: {reason.strerror or reason}; nothing was changed") from reason
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
     return path
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """For a full disk, safetensors has an error of its own that names the system's by number."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def halved(value: Tensor) -> Tensor:
