@@ -8,6 +8,7 @@ end with normalised float32 batches; timm takes the faster of its two ways, with
 Files come from `../shared/data`, or from the folder that VERTEBRA_SHARED names.
 """
 
+import itertools
 import os
 import sys
 import tempfile
@@ -20,10 +21,11 @@ import PIL.ImageOps
 import torch
 from common import keep, median
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_loader
-from torch.utils.data import DataLoader, Dataset
 
 from vertebra.data import create_train_reader
 from vertebra.data.augment.batch import NormalizeBatch, RandomErasingBatch
+from vertebra.data.datasets import open_dataset
+from vertebra.data.loader import Loader, Order
 
 CONFIG = "rand-m9-mstd0.5-inc1"
 BATCH = 32
@@ -35,25 +37,14 @@ _posterize = PIL.ImageOps.posterize
 PIL.ImageOps.posterize = lambda image, bits: _posterize(image, max(1, bits))
 
 
-class Files(Dataset[torch.Tensor]):
-    """Paths, read and augmented."""
-
-    def __init__(self, paths: list[Path], size: int, interpolation: str) -> None:
-        self.paths = paths
-        self.read = create_train_reader(size, auto_augment=CONFIG, interpolation=interpolation)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.read(self.paths[index])
-
-
-def ours(paths: list[Path], size: int, interpolation: str) -> Callable[[], Iterator[torch.Tensor]]:
+def ours(folder: Path, size: int, interpolation: str) -> Callable[[], Iterator[torch.Tensor]]:
     """Batches as our training loop makes them."""
-    loader = DataLoader(Files(paths, size, interpolation), BATCH, shuffle=True, drop_last=True)
+    (part,) = open_dataset(folder).parts.values()
+    read = create_train_reader(size, auto_augment=CONFIG, interpolation=interpolation)
+    loader = Loader(part, read, Order(images=len(part), batch_size=BATCH))
     finish = torch.nn.Sequential(NormalizeBatch(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), RandomErasingBatch(0.25))
-    return lambda: (finish(batch) for batch in loader)
+    epochs = itertools.count()
+    return lambda: (finish(batch.images) for batch in loader.epoch(next(epochs)))
 
 
 def theirs(folder: Path, size: int, interpolation: str, prefetcher: bool) -> Callable[[], Iterator[torch.Tensor]]:
@@ -90,10 +81,10 @@ def rates(contestants: dict[str, Callable[[], Iterator[torch.Tensor]]], rounds: 
 
 def folders(place: Path, quick: bool) -> dict[str, tuple[Path, int]]:
     """Class folders, which timm's dataset wants, of photos and of 64-pixel images; and the size to train at."""
-    photos = place / "photos" / "all"
-    photos.mkdir(parents=True)
-    for path in sorted((SHARED / "photos").glob("*.JPEG")):
-        (photos / path.name).symlink_to(path)
+    for number, path in enumerate(sorted((SHARED / "photos").glob("*.JPEG"))):
+        photo = place / "photos" / "ab"[number % 2] / path.name
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        photo.symlink_to(path)
     with zipfile.ZipFile(SHARED / "tiny-imagenet-100" / "val.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".JPEG")]
         archive.extractall(place / "tiny", names[:: 5 if quick else 1])
@@ -108,11 +99,10 @@ def main() -> None:
     lines, ratios = list[str](), dict[str, float]()
     with tempfile.TemporaryDirectory() as place:
         for name, (folder, size) in folders(Path(place), quick).items():
-            paths = sorted(folder.rglob("*.JPEG"))
             for interpolation in ("random", "bilinear", "bicubic"):
                 found = rates(
                     {
-                        "ours": ours(paths, size, interpolation),
+                        "ours": ours(folder, size, interpolation),
                         "timm": theirs(folder, size, interpolation, prefetcher=False),
                         "timm, prefetcher": theirs(folder, size, interpolation, prefetcher=True),
                     },

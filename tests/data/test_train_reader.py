@@ -18,8 +18,9 @@ from timm.data.random_erasing import RandomErasing as PeerErasing
 
 from vertebra.data import DecodeError, create_train_reader, create_transform
 from vertebra.data.augment.batch import NormalizeBatch, RandomErasingBatch
-from vertebra.data.augment.reader import TrainReader, jpeg_size
+from vertebra.data.augment.reader import TrainReader
 from vertebra.data.augment.sampler import RepeatedAugmentSampler
+from vertebra.data.jpeg import jpeg_header
 from vertebra.data.transforms import Normalize
 from vertebra.spec.errors import VertebraError
 
@@ -125,15 +126,16 @@ def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
 
 @given(st.binary(max_size=60))
 def test_a_header_is_read_or_not_but_never_fails(content: bytes) -> None:
-    assert jpeg_size(b"\xff\xd8" + content) is None or len(content) > 8
-    assert jpeg_size(content) is None or content.startswith(b"\xff\xd8")
+    assert jpeg_header(b"\xff\xd8" + content) is None or len(content) > 8
+    assert jpeg_header(content) is None or content.startswith(b"\xff\xd8")
 
 
 def test_a_header_tells_the_size() -> None:
-    assert jpeg_size(encoded(smooth(33, 21))) == (21, 33)
-    assert jpeg_size(encoded(smooth(33, 21), progressive=True)) == (21, 33)
-    assert jpeg_size(encoded(smooth(33, 21).convert("CMYK"))) is None
-    assert jpeg_size(encoded(smooth(33, 21), "PNG")) is None
+    assert jpeg_header(encoded(smooth(33, 21))) == (21, 33, False)
+    assert jpeg_header(encoded(smooth(33, 21), progressive=True)) == (21, 33, False)
+    assert jpeg_header(encoded(smooth(33, 21), exif=Image.Exif().tobytes())) == (21, 33, True)
+    assert jpeg_header(encoded(smooth(33, 21).convert("CMYK"))) is None
+    assert jpeg_header(encoded(smooth(33, 21), "PNG")) is None
 
 
 # Batches and epochs.

@@ -152,10 +152,17 @@ def target(part: Part, position: int) -> Tensor:
     return row
 
 
+def stack(images: list[Tensor]) -> Tensor:
+    """(b, c, h, w). Images that lie pixel by pixel, as they are read, become a channels-last batch by plain copies."""
+    if images[0].ndim == 3 and images[0].permute(1, 2, 0).is_contiguous():
+        return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return default_collate(images)
+
+
 def _collate(items: list[tuple[int, Tensor, Tensor | str]]) -> Batch:
     good = [(index, label, image) for index, label, image in items if isinstance(image, Tensor)]
     skipped = [(index, why) for index, _, why in items if isinstance(why, str)]
-    images = default_collate([image for _, _, image in good]) if good else torch.empty(0, dtype=torch.uint8)
+    images = stack([image for _, _, image in good]) if good else torch.empty(0, dtype=torch.uint8)
     labels = torch.stack([label for _, label, _ in good]) if good else torch.empty(0, dtype=torch.long)
     return Batch(images, labels, torch.tensor([index for index, _, _ in good], dtype=torch.long), skipped)
 

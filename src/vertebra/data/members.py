@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from vertebra.spec.errors import VertebraError
@@ -44,7 +45,7 @@ class Member:
     def read(self) -> bytes:
         """The file's bytes. Raises `VertebraError` where they cannot be had."""
         try:
-            with Path(self.container).open("rb") as file:
+            with FileIO(self.container) as file:  # no buffer: what is read is read once
                 if self.offset is None:
                     return file.read()
                 file.seek(self.offset)

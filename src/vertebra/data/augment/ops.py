@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from vertebra.data.augment import kernels
-from vertebra.data.augment.kernels import Colour, Resampling
+from vertebra.data.augment.kernels import Colour, Pixels, Resampling
 from vertebra.spec.errors import VertebraError, did_you_mean
+
+_NORMAL = NormalDist()
 
 LEVELS = 10
 """Magnitudes run from 0 to this."""
@@ -84,7 +87,7 @@ ARGUMENTS: dict[str, Argument | None] = {
     "GaussianBlurRand": lambda level, _sign: min(1.0, max(0.0, level / LEVELS)),  # share of the range of sigmas
 }
 
-_PLAIN: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+_PLAIN: dict[str, Callable[[Pixels, float], Pixels]] = {
     "Posterize": kernels.posterize,
     "Solarize": kernels.solarize,
     "SolarizeAdd": kernels.solarize_add,
@@ -105,21 +108,19 @@ _GEOMETRIC = {
 }
 
 
-def apply(
-    name: str, image: Image.Image, argument: float | None, around: Surroundings, chance: float = 0.0
-) -> Image.Image:
+def apply(name: str, pixels: Pixels, argument: float | None, around: Surroundings, chance: float = 0.0) -> Pixels:
     """One operation with its argument; `chance` (0..1) chooses among `around.resampling`, or the blur's sigma."""
     kernel = name.removesuffix("Increasing").removesuffix("Original")
     if kernel in _BARE:
-        return _BARE[kernel](image)
+        return _BARE[kernel](pixels)
     assert argument is not None, name
     if kernel in _GEOMETRIC:
         scale = around.translate if kernel.startswith("Translate") else 1
         resampling = around.resampling[min(int(chance * len(around.resampling)), len(around.resampling) - 1)]
-        return _GEOMETRIC[kernel](image, argument * scale, around.fill, resampling)
+        return _GEOMETRIC[kernel](pixels, argument * scale, around.fill, resampling)
     if kernel == "GaussianBlurRand":
-        return kernels.blur(image, 0.1 + chance * (2.0 * argument - 0.1))
-    return _PLAIN[kernel](image, argument)
+        return kernels.blur(pixels, 0.1 + chance * (2.0 * argument - 0.1))
+    return _PLAIN[kernel](pixels, argument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,34 +147,33 @@ class Op:
         if self.noise == float("inf"):
             level *= chance
         elif self.noise > 0:
-            level += self.noise * NormalDist().inv_cdf(min(max(chance, 2**-26), 1 - 2**-26))
+            level += self.noise * _NORMAL.inv_cdf(min(max(chance, 2**-26), 1 - 2**-26))
         return min(max(level, 0.0), self.top)
 
-    def __call__(self, image: Image.Image, around: Surroundings, draws: list[float]) -> Image.Image:
+    def __call__(self, pixels: Pixels, around: Surroundings, draws: list[float]) -> Pixels:
         """`draws`: `DRAWS` numbers in 0..1, for happening, level, sign, and choice; the first is the caller's."""
         _, happens, level, sign, choice = draws
         if happens >= self.p:
-            return image
+            return pixels
         argument = ARGUMENTS[self.name]
         value = None if argument is None else argument(self.level(level), -1.0 if sign < 0.5 else 1.0)
-        return apply(self.name, image, value, around, choice)
+        return apply(self.name, pixels, value, around, choice)
 
 
-def as_pil(image: Any) -> tuple[Image.Image, Callable[[Image.Image], Any]]:
-    """An RGB image as Pillow's, and the way back to what it was: a PIL image or a uint8 tensor (3, h, w)."""
+def as_pixels(image: Any) -> tuple[Pixels, Callable[[Pixels], Any]]:
+    """An RGB image as an array (h, w, 3), and the way back to what it was: a PIL image or a uint8 tensor (3, h, w)."""
     if isinstance(image, Image.Image):
         if image.mode == "RGB":
-            return image, lambda result: result
+            return np.asarray(image), Image.fromarray
         raise VertebraError(f"cannot augment an image of mode {image.mode}: convert it (image.convert('RGB'))")
     if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:
-        return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), as_tensor
+        return image.permute(1, 2, 0).contiguous().numpy(), as_tensor
     what = (
         f"a tensor {tuple(image.shape)} of {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
     )
     raise VertebraError(f"cannot augment {what}: give an RGB PIL image, or a uint8 tensor (3, height, width)")
 
 
-def as_tensor(image: Image.Image) -> torch.Tensor:
+def as_tensor(pixels: Pixels) -> torch.Tensor:
     """To uint8 (3, h, w), laid out pixel by pixel (channels last), which collates and normalises fastest."""
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(image.height, image.width, 3).permute(2, 0, 1)
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)

@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from vertebra.data.augment.ops import DRAWS, Op, Surroundings, as_pil
+from vertebra.data.augment.kernels import Pixels
+from vertebra.data.augment.ops import DRAWS, Op, Surroundings, as_pixels
 from vertebra.data.augment.tables import AUGMIX, POLICIES, RAND, RAND_3A, RAND_3A_WEIGHTS, RAND_INCREASING
 from vertebra.data.draws import dirichlet, uniforms
 from vertebra.spec.errors import VertebraError, did_you_mean
@@ -50,12 +51,12 @@ class RandAugment(nn.Module):
             chosen = torch.multinomial(self.weights, self.layers, generator=self.generator).tolist()
         steps = [(self.ops[op], draws[i * DRAWS : (i + 1) * DRAWS]) for i, op in enumerate(chosen)]
         if not any(numbers[1] < op.p for op, numbers in steps):
-            as_pil(image)  # what cannot be augmented is refused even when nothing would have been done
+            as_pixels(image)  # what cannot be augmented is refused even when nothing would have been done
             return image
-        picture, back = as_pil(image)
+        pixels, back = as_pixels(image)
         for op, numbers in steps:
-            picture = op(picture, self.around, numbers)
-        return back(picture)
+            pixels = op(pixels, self.around, numbers)
+        return back(pixels)
 
     def extra_repr(self) -> str:
         names = " ".join(op.name for op in self.ops)
@@ -80,10 +81,10 @@ class AutoAugment(nn.Module):
     def forward(self, image: Any) -> Any:
         draws = uniforms(self.longest * DRAWS, self.generator)
         line = self.policy[int(draws[0] * len(self.policy))]
-        picture, back = as_pil(image)
+        pixels, back = as_pixels(image)
         for i, op in enumerate(line):
-            picture = op(picture, self.around, draws[i * DRAWS : (i + 1) * DRAWS])
-        return back(picture)
+            pixels = op(pixels, self.around, draws[i * DRAWS : (i + 1) * DRAWS])
+        return back(pixels)
 
 
 class AugMix(nn.Module):
@@ -110,27 +111,22 @@ class AugMix(nn.Module):
         self.generator = generator
 
     def forward(self, image: Any) -> Any:
-        picture, back = as_pil(image)
+        pixels, back = as_pixels(image)
         weights = dirichlet(self.alpha, self.width, self.generator)
         keep = float(dirichlet(self.alpha, 2, self.generator)[0])
-        mixed = torch.zeros(picture.height, picture.width, 3)
+        mixed = np.zeros(pixels.shape, np.float32)
         for weight in weights.tolist():
-            mixed += weight * _values(self._chain(picture))
-        mixed.mul_(keep).add_(_values(picture), alpha=1 - keep)
-        return back(Image.fromarray(mixed.clamp_(0, 255).to(torch.uint8).numpy()))
+            mixed += np.float32(weight) * self._chain(pixels)
+        mixed = np.float32(keep) * mixed + np.float32(1 - keep) * pixels
+        return back(np.clip(mixed, 0, 255).astype(np.uint8))
 
-    def _chain(self, picture: Image.Image) -> Image.Image:
+    def _chain(self, pixels: Pixels) -> Pixels:
         most = max(self.depth, 3)
         draws = uniforms(1 + most * DRAWS, self.generator)
         for i in range(self.depth if self.depth > 0 else 1 + int(draws[-1] * 3)):
             numbers = draws[i * DRAWS : (i + 1) * DRAWS]
-            picture = self.ops[int(numbers[0] * len(self.ops))](picture, self.around, numbers)
-        return picture
-
-
-def _values(picture: Image.Image) -> torch.Tensor:
-    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return flat.view(picture.height, picture.width, 3).float()
+            pixels = self.ops[int(numbers[0] * len(self.ops))](pixels, self.around, numbers)
+        return pixels
 
 
 def auto_augment(

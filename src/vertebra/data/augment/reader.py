@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as kernels
 
-from vertebra.data.augment.ops import as_tensor
 from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
 from vertebra.data.draws import uniforms
+from vertebra.data.jpeg import Header, decode_upright, jpeg_header, orientation
 
 _ATTEMPTS = 10
-_PLAIN = frozenset((0xC0, 0xC1, 0xC2))
-"""Start-of-frame markers of Huffman-coded JPEGs: baseline, extended, progressive."""
 
 Source = bytes | str | os.PathLike[str] | Image.Image
 
@@ -66,7 +64,7 @@ class TrainReader:
         self.generator = generator
 
     def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
-        draws = uniforms(3 + 4 * _ATTEMPTS, self.generator)
+        draws = uniforms(3 + 4, self.generator)
         part = self._crop(source, draws)
         mode = self.interpolations[int(draws[2] * len(self.interpolations))]
         image = _resize(part, self.size, mode)
@@ -78,37 +76,51 @@ class TrainReader:
             image = step(image)
         return image
 
-    def _crop(self, source: Source, draws: list[float]) -> Tensor:
+    def _crop(self, source: Source, draws: list[float]) -> UInt8[np.ndarray, "h w 3"]:
         """The random part of the image, as it comes from the decoder."""
         if isinstance(source, Image.Image):
-            box = self._box(source.height, source.width, draws)
-            return as_tensor(source.crop((box[1], box[0], box[1] + box[3], box[0] + box[2])))
+            top, left, rows, columns = self._box(source.height, source.width, draws)
+            return _pixels(source.crop((left, top, left + columns, top + rows)))
         content = source if isinstance(source, bytes) else _read(Path(source))
-        plain = None if content is None else jpeg_size(content)
         if content is None:
             return self._crop(decode(source, max_pixels=self.max_pixels), draws)
         try:
-            if plain is not None and min(plain) >= 2 * min(self.size):
-                return self._reduced(content, draws)
-            return self._crop(decode(content, max_pixels=self.max_pixels), draws)
+            part = self._jpeg(content, draws)
+            return self._crop(decode(content, max_pixels=self.max_pixels), draws) if part is None else part
         except DecodeError:
             return self._crop(decode(source, max_pixels=self.max_pixels), draws)  # fails again, and names the file
 
-    def _reduced(self, content: bytes, draws: list[float]) -> Tensor:
-        height, width = _upright_size(content)
+    def _jpeg(self, content: bytes, draws: list[float]) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The random part of a JPEG; None of anything else, or that only `decode` can read."""
+        header = jpeg_header(content)
+        if header is None or (self.max_pixels is not None and header.height * header.width > self.max_pixels):
+            return None
+        if min(header[:2]) >= 2 * min(self.size):
+            return self._reduced(content, header, draws)
+        whole = decode_upright(content, header)
+        if whole is None:
+            return None
+        top, left, rows, columns = self._box(header.height, header.width, draws)
+        return whole[top : top + rows, left : left + columns]
+
+    def _reduced(self, content: bytes, header: Header, draws: list[float]) -> UInt8[np.ndarray, "h w 3"]:
+        turned = header.turnable and orientation(content) in (5, 6, 7, 8)
+        height, width = (header.width, header.height) if turned else header[:2]
         top, left, rows, columns = self._box(height, width, draws)
         reduction = 2 ** int(math.log2(max(1.0, min(rows / self.size[0], columns / self.size[1]))))
-        shorter = min(height, width) // min(reduction, 8)
-        image = decode(content, max_pixels=self.max_pixels, at_least=shorter)
-        k, m = image.height / height, image.width / width
-        box = (round(left * m), round(top * k), round((left + columns) * m), round((top + rows) * k))
-        return as_tensor(image.crop((box[0], box[1], max(box[2], box[0] + 1), max(box[3], box[1] + 1))))
+        whole = decode_upright(content, header, min(reduction, 8))
+        if whole is None:
+            shorter = min(height, width) // min(reduction, 8)
+            whole = _pixels(decode(content, max_pixels=self.max_pixels, at_least=shorter))
+        k, m = len(whole) / height, whole.shape[1] / width
+        first, last = (round(top * k), round(left * m)), (round((top + rows) * k), round((left + columns) * m))
+        return whole[first[0] : max(last[0], first[0] + 1), first[1] : max(last[1], first[1] + 1)]
 
     def _box(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
         """(top, left, height, width): the first of ten that fits, as torchvision draws them, or else the middle."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for first in range(3, len(draws), 4):
-            a, b, c, d = draws[first : first + 4]
+        for attempt in range(_ATTEMPTS):
+            a, b, c, d = uniforms(4, self.generator) if attempt else draws[3:]
             area = height * width * (self.scale[0] + a * (self.scale[1] - self.scale[0]))
             aspect = math.exp(low + b * (high - low))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -120,43 +132,18 @@ class TrainReader:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _resize(image: Tensor, size: tuple[int, int], mode: InterpolationMode) -> Tensor:
-    """A batch of one, laid out as channels-last even in the stride of that one: only so torch takes its fast kernel."""
-    pixels = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+def _resize(
+    image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], mode: InterpolationMode
+) -> UInt8[Tensor, "3 H W"]:
+    """As a batch of one, laid out as channels-last: only so torch takes its fast kernel."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)[None]).permute(0, 3, 1, 2)
     if mode not in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC):
         return kernels.resize_image(pixels, list(size), mode)[0]
     return functional.interpolate(pixels, size, mode=mode.value, antialias=True)[0]
 
 
-def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) as stored, of a JPEG with one or three 8-bit components; None for all else."""
-    if content[:2] != b"\xff\xd8":
-        return None
-    at, end = 2, len(content)
-    while at + 10 <= end and content[at] == 0xFF:
-        marker = content[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker in _PLAIN:
-            if content[at + 4] != 8 or content[at + 9] not in (1, 3):
-                return None
-            height = int.from_bytes(content[at + 5 : at + 7])
-            width = int.from_bytes(content[at + 7 : at + 9])
-            return (height, width) if height and width else None
-        if marker == 0xDA or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return None
-        at += 2 + int.from_bytes(content[at + 2 : at + 4])
-    return None
-
-
-def _upright_size(content: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-        try:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        except (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError):
-            turned = False  # a broken EXIF block, which `decode` does not follow either
-        return (image.width, image.height) if turned else (image.height, image.width)
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
 
 
 def _read(path: Path) -> bytes | None:

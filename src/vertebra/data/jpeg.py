@@ -1,0 +1,90 @@
+"""JPEGs straight to arrays, where simplejpeg is installed (`pip install 'vertebra[train]'`).
+
+It is libjpeg-turbo, as Pillow is, hence equal pixel for pixel; but Pillow keeps four bytes a pixel and copies twice on
+the way there. Whatever is unusual is left to `decode`, which also says what is wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+_PLAIN = frozenset((0xC0, 0xC1, 0xC2))
+"""Start-of-frame markers of Huffman-coded JPEGs: baseline, extended, progressive."""
+_APP1 = 0xE1
+"""Where EXIF and XMP are, either of which may say which way is up."""
+_START_OF_SCAN = 0xDA
+
+
+class Header(NamedTuple):
+    """Of a JPEG with one or three 8-bit components. Pixels, as stored."""
+
+    height: int
+    width: int
+    turnable: bool
+    """It holds what may say that it is to be turned."""
+
+
+def jpeg_header(content: bytes) -> Header | None:
+    """None for all but JPEGs with one or three 8-bit components."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    at, end, turnable = 2, len(content), False
+    while at + 10 <= end and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker in _PLAIN:
+            if content[at + 4] != 8 or content[at + 9] not in (1, 3):
+                return None
+            height, width = content[at + 5] << 8 | content[at + 6], content[at + 7] << 8 | content[at + 8]
+            return Header(height, width, turnable) if height and width else None
+        if marker == _START_OF_SCAN or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return None
+        turnable = turnable or marker == _APP1
+        at += 2 + (content[at + 2] << 8 | content[at + 3])
+    return None
+
+
+def orientation(content: bytes) -> int:
+    """1 to 8, as EXIF numbers them; of a broken EXIF block 1, as `decode` takes it."""
+    try:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError):
+        return 1
+
+
+def decode_upright(content: bytes, header: Header, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
+    """All pixels of a JPEG that is not to be turned, at 1/`reduction` (1, 2, 4 or 8) of its size.
+
+    None where `decode` has to do it: without simplejpeg, or because of anything unusual in the file.
+    """
+    decoder = _simplejpeg()
+    if decoder is None or (header.turnable and orientation(content) in range(2, 9)):
+        return None
+    height, width = -(-header.height // reduction), -(-header.width // reduction)
+    least = (0, 0) if reduction == 1 else (height, width)
+    try:
+        pixels = decoder(content, min_height=least[0], min_width=least[1])
+    except ValueError:  # of anything that libjpeg only warns of, too
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
+
+
+@functools.cache
+def _simplejpeg() -> Callable[..., NDArray[np.uint8]] | None:
+    """Its decoder, where it is installed."""
+    if importlib.util.find_spec("simplejpeg") is None:
+        return None
+    return importlib.import_module("simplejpeg").decode_jpeg
