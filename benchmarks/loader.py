@@ -1,10 +1,11 @@
 """The training loader with the RandAugment recipe, ours against timm's `create_loader`: images a second of one core.
 
-    python benchmarks/loader.py [--quick]
+    taskset -c 1 python benchmarks/loader.py [--quick]
 
-One process, one thread, no workers: what a worker of either would do. Seconds are the processor's, so that other work
-on the machine counts less. Bar: 1.8 times timm's rate, on photos (to 224 pixels) and on 64-pixel images (to 64). Both
-end with normalised float32 batches; timm takes the faster of its two ways, with or without its prefetcher.
+One process, one thread, no workers: what a worker of either would do, from class folders of files to normalised float32
+batches. Seconds are the processor's, so that other work on the machine counts less. Bar: 1.8 times timm's rate, on
+photos (to 224 pixels) and on 64-pixel images (to 64). timm takes the faster of its two ways, with or without its
+prefetcher. Ours is measured with simplejpeg, which `vertebra[train]` installs, and without; nothing is cached.
 Files come from `../shared/data`, or from the folder that VERTEBRA_SHARED names.
 """
 
@@ -13,16 +14,18 @@ import os
 import sys
 import tempfile
 import time
+import unittest.mock
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import PIL.ImageOps
 import torch
 from common import keep, median
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_loader
 
-from vertebra.data import create_train_reader
+from vertebra.data import create_train_reader, jpeg
 from vertebra.data.augment.batch import NormalizeBatch, RandomErasingBatch
 from vertebra.data.datasets import open_dataset
 from vertebra.data.loader import Loader, Order
@@ -37,14 +40,20 @@ _posterize = PIL.ImageOps.posterize
 PIL.ImageOps.posterize = lambda image, bits: _posterize(image, max(1, bits))
 
 
-def ours(folder: Path, size: int, interpolation: str) -> Callable[[], Iterator[torch.Tensor]]:
-    """Batches as our training loop makes them."""
+def ours(folder: Path, size: int, interpolation: str, decoder: Any) -> Callable[[], Iterator[torch.Tensor]]:
+    """Batches as our training loop makes them; `decoder` as `vertebra.data.jpeg` finds it, or a stand-in for it."""
     (part,) = open_dataset(folder).parts.values()
     read = create_train_reader(size, auto_augment=CONFIG, interpolation=interpolation)
     loader = Loader(part, read, Order(images=len(part), batch_size=BATCH))
     finish = torch.nn.Sequential(NormalizeBatch(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), RandomErasingBatch(0.25))
     epochs = itertools.count()
-    return lambda: (finish(batch.images) for batch in loader.epoch(next(epochs)))
+
+    def batches() -> Iterator[torch.Tensor]:
+        with unittest.mock.patch.object(jpeg, "_simplejpeg", decoder):
+            for batch in loader.epoch(next(epochs)):
+                yield finish(batch.images)
+
+    return batches
 
 
 def theirs(folder: Path, size: int, interpolation: str, prefetcher: bool) -> Callable[[], Iterator[torch.Tensor]]:
@@ -96,23 +105,29 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     quick = "--quick" in sys.argv
+    found_decoder = jpeg._simplejpeg
+    if found_decoder() is None:
+        sys.exit("simplejpeg is missing: pip install 'vertebra[train]'")
     lines, ratios = list[str](), dict[str, float]()
     with tempfile.TemporaryDirectory() as place:
         for name, (folder, size) in folders(Path(place), quick).items():
             for interpolation in ("random", "bilinear", "bicubic"):
                 found = rates(
                     {
-                        "ours": ours(folder, size, interpolation),
+                        "ours": ours(folder, size, interpolation, found_decoder),
+                        "ours, Pillow": ours(folder, size, interpolation, lambda: None),
                         "timm": theirs(folder, size, interpolation, prefetcher=False),
                         "timm, prefetcher": theirs(folder, size, interpolation, prefetcher=True),
                     },
                     rounds=3 if quick else 9,
                 )
                 peer = max(found["timm"], found["timm, prefetcher"])
+                pillow = found["ours, Pillow"] / peer
                 ratios[f"{name} {interpolation}"] = found["ours"] / peer
+                ratios[f"{name} {interpolation}, Pillow"] = pillow
                 lines.append(
                     f"{name:<7} to {size:>3} px, {interpolation:<8}  ours {found['ours']:7.1f}/s  timm {peer:7.1f}/s"
-                    f"  ratio {found['ours'] / peer:.2f} (bar {BAR})"
+                    f"  ratio {found['ours'] / peer:.2f} (bar {BAR}), without simplejpeg {pillow:.2f}"
                 )
                 print(lines[-1], flush=True)
     keep("loader", lines, {"ratios": ratios})

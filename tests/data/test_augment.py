@@ -86,6 +86,19 @@ def test_operations_are_timms_pixel_by_pixel(name: str, resampling: Any) -> None
                     assert most == 0, (picture.size, level, sign)
 
 
+@pytest.mark.parametrize("name", [name for name in GEOMETRIC if name != "Rotate"])
+def test_long_strips_slide_as_timms(name: str) -> None:
+    """So long that places in them take more than 16 bits."""
+    for size in ((40_000, 2), (2, 40_000)):
+        strip = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), np.uint8))
+        value = 0.2 if name.startswith("Shear") else 0.4
+        given = value * (0.45 if name.startswith("Translate") else 1)
+        theirs = peer.NAME_TO_OP[name](strip, given, fillcolor=FILL, resample=Image.Resampling.BILINEAR)
+        most, share = difference(apply(name, np.asarray(strip), value, Surroundings(FILL, ("bilinear",))), theirs)
+        assert most <= 1
+        assert share < 0.1
+
+
 def test_posterising_to_no_bits_is_black() -> None:
     assert not apply("PosterizeIncreasing", np.asarray(pictures()[0]), 0, Surroundings()).any()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from vertebra.data import create_train_reader
+from vertebra.data.augment.reader import TrainReader
 from vertebra.data.datasets import Part, open_dataset
 from vertebra.data.loader import Batch, Loader, Order, default_workers
 from vertebra.spec import VertebraError
@@ -48,6 +50,25 @@ def test_workers_do_not_change_a_batch(part: Part) -> None:
     assert len(whole) == 5
     assert whole[0].images.shape == (4, 3, 24, 24)
     assert same(whole, batches(part, 2))
+
+
+def test_images_lie_pixel_by_pixel(part: Part) -> None:
+    assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches(part, 0))
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: float(torch.rand(()))])
+def test_whoever_draws_is_seeded_for_each_image(part: Part, draw: Callable[[], float]) -> None:
+    """Also a step that somebody adds to our own reader."""
+
+    class Step:
+        def __call__(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(image, int(draw() * 256))
+
+    for read in (lambda _: torch.full((3, 2, 2), draw()), TrainReader((4, 4), steps=[Step()])):
+        orders = [Order(images=len(part), batch_size=4)] * 2
+        whole, late = (list(Loader(part, read, order).epoch(0, i * 3)) for i, order in enumerate(orders))
+        assert same(whole[3:], late)
+        assert len({float(image.flatten()[0]) for batch in whole for image in batch.images}) > 10
 
 
 def test_an_epoch_goes_on_from_any_step(part: Part) -> None:

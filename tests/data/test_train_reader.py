@@ -147,6 +147,16 @@ def test_batches_are_normalised_as_images_are() -> None:
     result = NormalizeBatch(mean, std)(batch)
     torch.testing.assert_close(result, Normalize(mean, std)(batch.float() / 255), rtol=1e-5, atol=1e-5)
     assert result.is_contiguous(memory_format=torch.channels_last)
+    plain = batch.contiguous()
+    assert NormalizeBatch(mean, std)(plain).is_contiguous()
+    for other in (plain, plain.transpose(2, 3).contiguous().transpose(2, 3), batch[:, :, 1:, ::2], batch[:0]):
+        expected = Normalize(mean, std)(other.float() / 255)
+        torch.testing.assert_close(NormalizeBatch(mean, std)(other), expected, rtol=1e-5, atol=1e-5)
+    many = torch.randint(0, 256, (30, 3, 64, 65), dtype=torch.uint8)  # more than are done at a time
+    for layout in (torch.contiguous_format, torch.channels_last):
+        expected = Normalize(mean, std)(many.float() / 255)
+        found = NormalizeBatch(mean, std)(many.contiguous(memory_format=layout))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert NormalizeBatch(mean, std, torch.bfloat16)(batch).dtype == torch.bfloat16
     with pytest.raises(VertebraError, match="takes uint8"):
         NormalizeBatch(mean, std)(batch.float())

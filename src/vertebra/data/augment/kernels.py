@@ -1,4 +1,4 @@
-"""The image operations that augmentation draws from, on RGB pixels: uint8 (h, w, 3) in, a new array or the same one out.
+"""The image operations that augmentation draws from, on RGB pixels: uint8 (h, w, 3) in, a new or the same array out.
 
 Pillow's results, sooner where that pays. Measured at 224 x 224 on one core: a bicubic shear takes Pillow 2.4 ms and
 `_slide` 0.3 ms, sharpening 1.1 and 0.3 ms. `_slide` computes in single precision where Pillow does in double, so that
@@ -136,9 +136,21 @@ def shear_x(pixels: Pixels, factor: float, fill: Colour, resampling: Resampling)
 
 def shear_y(pixels: Pixels, factor: float, fill: Colour, resampling: Resampling) -> Pixels:
     height, width, _ = pixels.shape
-    if height * width < 1.5 * _SMALL[resampling]:
+    if height * width < _FEW:
         return _affine(pixels, (1, 0, 0, factor, 1, 0), fill, resampling)
-    return _turned(_slide(_turned(pixels), factor * (np.arange(width) + 0.5), fill, resampling))
+    offsets = factor * (np.arange(width) + 0.5)
+    whole = np.floor(offsets)
+    rows = np.arange(-1, height + 2)[:, None] + np.clip(whole, -height - 1, height + 1).astype(np.int64)
+    np.clip(rows, 0, height - 1, out=rows)
+    rows *= width
+    rows += np.arange(width)
+    taken = pixels.reshape(-1, 3).view("V3").take(rows).view(np.uint8)  # three bytes at once
+    values = torch.from_numpy(taken.reshape(height + 3, width * 3)).float()
+    near = [values[i : i + height] for i in range(4)]
+    result = _between(near, np.repeat(offsets - whole, 3), resampling)
+    first, last = (np.clip(np.ceil(end - offsets - 0.5), 0, height).astype(np.int32) for end in (0, height))
+    _fill_outside(result, np.arange(height, dtype=np.int32)[:, None], np.repeat(first, 3), np.repeat(last, 3), fill)
+    return result.reshape(pixels.shape)
 
 
 def translate_x(pixels: Pixels, share: float, fill: Colour, resampling: Resampling) -> Pixels:
@@ -172,11 +184,6 @@ def translate_y(pixels: Pixels, share: float, fill: Colour, resampling: Resampli
     return result.reshape(pixels.shape)
 
 
-def _turned(pixels: Pixels) -> Pixels:
-    """Mirrored at the main diagonal; Pillow moves a pixel as one 32-bit word."""
-    return _through_pillow(pixels, lambda image: image.transpose(Image.Transpose.TRANSPOSE))
-
-
 def _mode(resampling: Resampling) -> Image.Resampling:
     return Image.Resampling.BICUBIC if resampling == "bicubic" else Image.Resampling.BILINEAR
 
@@ -200,13 +207,20 @@ def _slide(pixels: Pixels, offsets: NDArray[np.floating[Any]], fill: Colour, res
     values = torch.from_numpy(windows[np.arange(height) * line + (start + before - 1) * 3]).float()
     near = [values[:, 3 * i : 3 * (i + width)] for i in range(4)]
     result = _between(near, (offsets - whole)[:, None], resampling)
-    kind = np.int16 if width < 2**15 else np.int64
-    place = np.repeat(np.arange(width, dtype=kind), 3)
-    first, last = (np.clip(np.ceil(end - offsets - 0.5), 0, width).astype(kind)[:, None] for end in (0, width))
-    outside = place < first
-    outside |= place >= last
-    np.copyto(result, _line(fill, width), where=outside)
+    first, last = (np.clip(np.ceil(end - offsets - 0.5), 0, width).astype(np.int32)[:, None] for end in (0, width))
+    _fill_outside(result, np.repeat(np.arange(width, dtype=np.int32), 3), first, last, fill)
     return result.reshape(pixels.shape)
+
+
+def _fill_outside(
+    result: Pixels, place: NDArray[np.int32], first: NDArray[np.int32], last: NDArray[np.int32], fill: Colour
+) -> None:
+    """Of `result` (h, 3 w), what does not lie from `first` to before `last`."""
+    kind = np.int16 if max(result.shape) < 2**15 else np.int32  # half as wide, half of the time
+    where = place.astype(kind)
+    outside = where < first.astype(kind)
+    outside |= where >= last.astype(kind)
+    np.copyto(result, _line(fill, result.shape[1] // 3), where=outside)
 
 
 def _padded(pixels: Pixels, least: int, most: int) -> tuple[Pixels, int]:
