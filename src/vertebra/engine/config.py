@@ -230,6 +230,8 @@ class RunConfig:
     """Numbers in the model while training; auto: bf16 where the machine computes it fast."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a GPU, where there is one."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """Over several processes, fsdp2: each keeps a part of the weights, their average and the optimiser's state."""
     compile: bool = False
     """torch.compile the model: a minute or more at the start, faster after it."""
     save_every: float = 600.0

@@ -31,6 +31,11 @@ def ema_decay(
     return max(min(1 - (1 + after / warmup_gamma) ** -warmup_power, decay), min_decay)
 
 
+def _own(tensor: Any) -> Tensor:
+    """Of a tensor that is spread over processes, this one's part."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 class Ema:
     """The average as `module`, a model of its own in evaluation mode; its state is that of an ordinary checkpoint.
 
@@ -73,8 +78,8 @@ class Ema:
         weight = 1 - self.decay_at(step)
         floats: list[tuple[Tensor, Tensor]] = []
         theirs = model.state_dict()
-        for name, average in self.module.state_dict().items():
-            value: Tensor = theirs[name]
+        for name, average in ((key, _own(kept)) for key, kept in self.module.state_dict().items()):
+            value = _own(theirs[name])
             if average.is_floating_point() and weight < 1:
                 floats.append((average, value.to(average)))
             else:

@@ -10,9 +10,7 @@ import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
-
-from torch import nn
+from typing import Any
 
 from vertebra.data.datasets import Dataset
 from vertebra.engine import checkpoint, multilabel
@@ -25,7 +23,7 @@ from vertebra.engine.setup import split_table
 from vertebra.hub.factory import describe
 from vertebra.hub.save import save_model
 from vertebra.models.backbone import Backbone
-from vertebra.spec import VertebraError, WeightsError
+from vertebra.spec import State, VertebraError, WeightsError
 
 CONFIG, SPLIT, METRICS, VALIDATION = "config.yaml", "split.csv", "metrics.csv", "validation.json"
 LABELS, MODEL, RECORD = "labels.txt", "model.safetensors", "config.json"
@@ -79,22 +77,21 @@ def best(rows: Sequence[dict[str, float]]) -> int:
 
 
 def write_model(
-    model: nn.Module,
+    state: State,
     like: Backbone,
     result: Evaluation | MultiEvaluation,
     classes: Sequence[str],
     out: Path,
     training: Mapping[str, Any],
 ) -> None:
-    """`config.json` and `model.safetensors`, which `--model OUTDIR` reads, and how well it did.
+    """`config.json` and `model.safetensors` (`state`), which `--model OUTDIR` reads, and how well it did.
 
     `training`, how it came about, goes into the weights' own record.
     """
-    weights = cast("Backbone", model)
-    weights.pretrained_cfg = like.pretrained_cfg
     record = {**describe(like), "label_names": list(classes)}
+    extra = {"label_names": list(classes), "training": training}
     try:
-        save_model(weights, out / MODEL, extra={"label_names": list(classes), "training": training})
+        save_model(like, out / MODEL, extra=extra, state=state)
     except WeightsError as error:
         if not isinstance(error.__cause__, OSError):
             raise

@@ -16,7 +16,7 @@ from vertebra.hub.registry import REGISTRY
 from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
 
 Config = TypeVar("Config")
-_NOT_COMPUTED = ("save_every", "trackers", "data.workers", "data.source")
+_NOT_COMPUTED = ("save_every", "trackers", "data.workers", "data.source", "sharding")
 """Fields that leave the weights as they are: a run may go on with others. Of data, the fingerprint decides."""
 
 
@@ -235,9 +235,24 @@ def _rules(c: RunConfig) -> list[tuple[bool, str]]:
         ),
         (not 0 <= c.distill.alpha <= 1, f"distill.alpha={c.distill.alpha}: give a share from 0 to 1"),
         (c.device == "cpu" and c.precision == "fp16", "precision=fp16 does not train on a CPU; use bf16 or fp32"),
+        *_sharding_rules(c),
         (
             c.schedule.kind == "one_cycle" and c.schedule.warmup_epochs > 0,
             "schedule.kind=one_cycle warms up by itself; set schedule.warmup_epochs=0",
+        ),
+    ]
+
+
+def _sharding_rules(c: RunConfig) -> list[tuple[bool, str]]:
+    if c.sharding == "none":
+        return []
+    return [
+        (c.compile, "sharding=fsdp2 and compile=true do not go together; set compile=false"),
+        (c.precision == "fp16", "sharding=fsdp2 scales no fp16 gradients; set precision=bf16 or fp32"),
+        (c.device == "mps", "sharding=fsdp2 needs several processes, and mps has one; leave it out"),
+        (
+            c.freeze.thaw_every is not None,
+            "sharding=fsdp2 decides once what learns; leave freeze.thaw_every out, or set sharding=none",
         ),
     ]
 

@@ -30,6 +30,7 @@ from vertebra.engine.optim import create_optimizer
 from vertebra.engine.reading import default_workers as cores
 from vertebra.engine.schedule import Schedule
 from vertebra.engine.settings import check
+from vertebra.engine.sharding import shard
 from vertebra.engine.teacher import Remembered, Teacher, load_teacher
 from vertebra.hub.factory import create_model, load_model
 from vertebra.hub.registry import REGISTRY
@@ -80,6 +81,10 @@ class Run:
     def device(self) -> torch.device:
         return self.accelerator.device
 
+    @property
+    def sharded(self) -> bool:
+        return self.config.sharding != "none"
+
 
 def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
     """Everything, on its device. Raises `VertebraError` for what cannot be."""
@@ -96,13 +101,10 @@ def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
     model.to(device)
     # Convolutions are faster with channels last, but for a ViT's only one, which is then twice as slow.
     layout = torch.channels_last if model.spatial and device.type in ("cpu", "cuda") else torch.contiguous_format
-    model.to(memory_format=layout)
-    optimizer = _optimizer(config, model)
+    if config.sharding == "none":  # what is spread must be contiguous
+        model.to(memory_format=layout)
     ema = Ema(model, config.ema.decay, warmup=config.ema.warmup) if config.ema.decay is not None else None
-    if config.freeze.thaw_every is None:  # DDP looks once, when it wraps, at what learns
-        freeze(model, frozen_depth(config, model, 0))
-    net = torch.compile(model) if config.compile else model
-    net, optimizer = accelerator.prepare(net, optimizer)
+    net, optimizer = _prepared(config, model, ema, accelerator)
     teacher = _teacher(config, classes, data, dataset.part("train"), accelerator, console)
     return Run(
         config=config,
@@ -144,6 +146,19 @@ def _teacher(
         return Remembered(teacher, part, Path(config.distill.cache), workers=workers, console=shown)
 
 
+def _prepared(config: RunConfig, model: Backbone, ema: Ema | None, accelerator: Accelerator) -> tuple[nn.Module, Any]:
+    """(what is called in training, the optimiser)"""
+    if config.sharding != "none":
+        for part in (model, *([] if ema is None else [cast("Backbone", ema.module)])):
+            shard(part, accelerator.device)
+    optimizer = _optimizer(config, model)
+    if config.freeze.thaw_every is None:  # DDP looks once, when it wraps, at what learns
+        freeze(model, frozen_depth(config, model, 0))
+    if config.sharding != "none":
+        return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)  # no DDP
+    return accelerator.prepare(torch.compile(model) if config.compile else model, optimizer)
+
+
 def _dataset(config: RunConfig) -> Dataset:
     c = config.data
     listed = open_dataset(c.source, separator=c.label_separator, columns=c.label_columns or ())
@@ -176,6 +191,11 @@ def _accelerator(config: RunConfig, out: Path) -> Accelerator:
         project_dir=out,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=thaws)],
     )
+    if config.sharding != "none" and accelerator.num_processes == 1:
+        raise VertebraError(
+            f"sharding={config.sharding} spreads the model over processes, and this is the only one; start it with "
+            "`torchrun --nproc-per-node 2 -m vertebra train ...`, or set sharding=none"
+        )
     if config.data.batch_size % accelerator.num_processes:
         raise VertebraError(
             f"data.batch_size={config.data.batch_size} is that of all {accelerator.num_processes} processes together; "

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from vertebra.engine import checkpoint
+from torch import nn
+
+from vertebra.engine import checkpoint, sharding
 from vertebra.engine.settings import as_dict, config_hash
 from vertebra.engine.setup import Run
 
@@ -39,14 +41,16 @@ class State:
 
 
 def snapshot(run: Run, state: State) -> dict[str, Any]:
+    """All of a run; of a sharded one on the first process only, and all must call it."""
     scaler: Any = run.accelerator.scaler
+    average = None if run.ema is None else run.ema.module
     return {
         "config": as_dict(run.config),
         "config_hash": config_hash(run.config),
         "data": run.fingerprint,
-        "model": run.model.state_dict(),
-        "ema": None if run.ema is None else run.ema.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        "model": weights(run, run.model),
+        "ema": None if average is None else weights(run, average),
+        "optimizer": sharding.whole_optimizer(run.optimizer) if run.sharded else run.optimizer.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
         "random": checkpoint.random_state(),
         "processes": run.accelerator.num_processes,
@@ -54,19 +58,32 @@ def snapshot(run: Run, state: State) -> dict[str, Any]:
     }
 
 
+def weights(run: Run, model: nn.Module) -> dict[str, Any]:
+    """The state of the run's model or of its average, as one file holds it."""
+    return sharding.whole(model) if run.sharded else model.state_dict()
+
+
 def save(run: Run, state: State, out: Path) -> None:
-    if run.accelerator.is_main_process:
-        checkpoint.save(out, state.updates, snapshot(run, state))
+    main = run.accelerator.is_main_process
+    content = snapshot(run, state) if main or run.sharded else {}
+    if main:
+        checkpoint.save(out, state.updates, content)
     run.accelerator.wait_for_everyone()
 
 
 def restore(run: Run, saved: Mapping[str, Any]) -> State:
     """Put a checkpoint's tensors into the run's parts; raises where it is of another run."""
     checkpoint.check_same(saved, as_dict(run.config), run.fingerprint)
-    run.model.load_state_dict(saved["model"], strict=True)
-    if run.ema is not None:
-        run.ema.load_state_dict(saved["ema"])
-    run.optimizer.load_state_dict(saved["optimizer"])
+    if run.sharded:
+        sharding.put(run.model, saved["model"])
+        if run.ema is not None:
+            sharding.put(run.ema.module, saved["ema"])
+        sharding.put_optimizer(run.optimizer, saved["optimizer"])
+    else:
+        run.model.load_state_dict(saved["model"], strict=True)
+        if run.ema is not None:
+            run.ema.load_state_dict(saved["ema"])
+        run.optimizer.load_state_dict(saved["optimizer"])
     if run.accelerator.scaler is not None and saved["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(saved["scaler"])
     checkpoint.set_random_state(saved["random"])

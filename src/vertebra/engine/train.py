@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vertebra.data.loader import Batch, seed_of
-from vertebra.engine import checkpoint, outdir
+from vertebra.engine import checkpoint, outdir, sharding
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
 from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows, smoothed
@@ -30,7 +30,7 @@ from vertebra.engine.progress import Progress
 from vertebra.engine.schedule import set_lr
 from vertebra.engine.settings import as_dict
 from vertebra.engine.setup import Run, build, frozen_depth, side
-from vertebra.engine.state import State, listening, restore, save, snapshot
+from vertebra.engine.state import State, listening, restore, save, weights
 from vertebra.models.groups import freeze
 from vertebra.spec import VertebraError
 
@@ -81,9 +81,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
         if goes_on:
             state = restore(run, checkpoint.load_latest(out))
             progress.say(f"resumed    epoch {state.epoch + 1}, step {state.step} of {run.train.order.steps}")
-        elif run.accelerator.is_main_process:
-            outdir.start(run.config, run.dataset, run.classes, out)
-            checkpoint.save(out, 0, snapshot(run, state))
+        else:
+            if run.accelerator.is_main_process:
+                outdir.start(run.config, run.dataset, run.classes, out)
+            save(run, state, out)
         run.accelerator.wait_for_everyone()
         if config.trackers:
             with outdir.tracking(out):
@@ -174,6 +175,8 @@ def _update(run: Run, state: State, group: list[Batch]) -> Tensor:
         accelerator.clip_grad_norm_(run.model.parameters(), c.clip_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    if run.sharded:
+        sharding.share_buffers(run.model)
     if run.ema is not None:
         run.ema.update(run.model, state.updates)
     return totals
@@ -204,7 +207,10 @@ def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
 @contextmanager
 def _syncing(run: Run, last: bool) -> Generator[None]:
     """Processes exchange gradients only with the last batch of an update."""
-    if last or run.accelerator.num_processes == 1:
+    if run.sharded:
+        sharding.accumulate(run.net, last)
+        yield
+    elif last or run.accelerator.num_processes == 1:
         yield
     else:
         with run.accelerator.no_sync(run.net):
@@ -276,14 +282,16 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
     if run.config.trackers:
         with outdir.tracking(out):
             run.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=state.epoch)
-    if run.accelerator.is_main_process:
+    best, main = outdir.best(state.metrics) == state.epoch, run.accelerator.is_main_process
+    if main:
         outdir.write_metrics(state.metrics, out)
-        if outdir.best(state.metrics) == state.epoch:
-            model = run.model if run.ema is None else run.ema.module
+    if best and (main or run.sharded):
+        content = weights(run, run.model if run.ema is None else run.ema.module)
+        if main:
             training = {"config": as_dict(run.config), "data": run.fingerprint["parts"], "epoch": row}
-            outdir.write_model(model, run.model, result, run.classes, out, training)
+            outdir.write_model(content, run.model, result, run.classes, out, training)
     save(run, state, out)
-    progress.epoch(row, outdir.watched(row), best=outdir.best(state.metrics) == state.epoch)
+    progress.epoch(row, outdir.watched(row), best=best)
 
 
 def validate(run: Run) -> Evaluation | MultiEvaluation:
@@ -294,9 +302,18 @@ def validate(run: Run) -> Evaluation | MultiEvaluation:
         with run.accelerator.autocast():
             return model(images.contiguous(memory_format=run.layout))
 
+    def apart(images: Tensor) -> Tensor:
+        with sharding.validating():
+            return forward(images)
+
     batches = run.val.epoch(0)
+    if run.sharded:
+        blank = torch.zeros(1, *run.model.pretrained_cfg["input_size"], device=run.device)
+        batches = sharding.in_step(batches, apart, blank)
     worth = evaluate_rows if run.dataset.multi_label else evaluate
-    return worth(forward, batches, len(run.classes), prepare=run.finish_val, device=run.device)
+    return worth(
+        apart if run.sharded else forward, batches, len(run.classes), prepare=run.finish_val, device=run.device
+    )
 
 
 def _roll_back(run: Run, state: State, out: Path, error: NotFiniteError, progress: Progress) -> None:

@@ -17,14 +17,20 @@ from torch import Tensor
 from vertebra.hub.factory import describe
 from vertebra.hub.pretrained import METADATA_KEY
 from vertebra.models.backbone import Backbone
-from vertebra.spec import WeightsError
+from vertebra.spec import State, WeightsError
 
 
 def save_model(
-    model: Backbone, path: str | Path, *, extra: Mapping[str, Any] | None = None, half: bool = False
+    model: Backbone,
+    path: str | Path,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    state: State | None = None,
+    half: bool = False,
 ) -> Path:
     """Write `model` to `path` (.safetensors): a whole file or none. `extra` joins the record in its metadata.
 
+    `state` stands in the place of the model's own parameters and buffers (their average, or what was spread).
     `half`: kernels and matrices in float16, for half the size; norms and biases, which are small, stay as they are.
 
     `load_model(path)` and `vertebra classify --model path` read it back.
@@ -33,15 +39,16 @@ def save_model(
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path} must end in .safetensors")
     metadata = {"format": "pt", METADATA_KEY: json.dumps({**describe(model), **(extra or {})})}
-    state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+    own = model.state_dict() if state is None else state
+    tensors = {key: value.detach().contiguous() for key, value in own.items()}
     if half:
-        state = {key: halved(value) for key, value in state.items()}
+        tensors = {key: halved(value) for key, value in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder: safetensors writes under names of its own making, which nobody could tell once the process was killed.
     beside = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}"
     try:
         beside.mkdir(exist_ok=True)
-        save_file(state, beside / path.name, metadata=metadata)
+        save_file(tensors, beside / path.name, metadata=metadata)
         (beside / "new").touch()  # has the rights of any new file; safetensors' own is for its owner alone
         (beside / path.name).chmod(stat.S_IMODE((beside / "new").stat().st_mode))
         with (beside / path.name).open("rb") as file:
