@@ -151,3 +151,13 @@ def test_errors_teach() -> None:
         assert message in str(caught.value)
     with pytest.raises(UnknownNameError):
         create_optimizer(model, "adamw", lr=0.1, momentum=0.9)
+
+
+def test_an_update_is_one_kernel_where_there_is_one() -> None:
+    layer = nn.Linear(3, 2)
+    assert create_optimizer(layer, "sgd", lr=0.1).defaults["fused"]
+    assert create_optimizer(layer, "adamw", lr=0.1, betas=(0.9, 0.95)).defaults["fused"]
+    once = create_optimizer([{"params": layer.parameters()}], "adamw", lr=0.1)
+    assert len(once.param_groups[0]["params"]) == 2
+    with torch.device("meta"):
+        assert not create_optimizer(nn.Linear(3, 2), "sgd", lr=0.1).defaults["fused"]
