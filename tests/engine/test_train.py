@@ -28,8 +28,9 @@ from vertebra.engine import checkpoint, losses, teacher
 from vertebra.engine import train as module
 from vertebra.engine.checkpoint import CheckpointError
 from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
+from vertebra.engine.learner import frozen_depth, side
 from vertebra.engine.settings import as_yaml, with_settings
-from vertebra.engine.setup import build, frozen_depth, side
+from vertebra.engine.setup import build
 from vertebra.engine.train import InterruptedRunError, NotFiniteError, train
 from vertebra.models.dla import Dla
 from vertebra.spec import VertebraError
@@ -228,7 +229,14 @@ def test_too_many_rollbacks_stop_the_run(photos: Path, tmp_path: Path, monkeypat
 
 
 def test_accumulated_steps_are_one_large_step(photos: Path, tmp_path: Path) -> None:
-    plain = ["augment.mixup=0", "augment.cutmix=0", "augment.re_prob=0", "model.drop_rate=0", "model.drop_path_rate=0"]
+    plain = [
+        "precision=fp32",
+        "augment.mixup=0",
+        "augment.cutmix=0",
+        "augment.re_prob=0",
+        "model.drop_rate=0",
+        "model.drop_path_rate=0",
+    ]
     train(tiny_run(photos, *plain, "data.batch_size=4", "optim.accumulate=2", "epochs=1"), tmp_path / "two")
     train(tiny_run(photos, *plain, "epochs=1"), tmp_path / "one")
     a, b = (checkpoint.load_latest(tmp_path / name)["model"] for name in ("two", "one"))
@@ -285,7 +293,8 @@ def test_a_teacher_is_asked_once_and_remembered(
     assert logits.shape == (len(part), 3)
     assert logits.isnan().any(1).nonzero().flatten().tolist() == unread
     model = vertebra.create_model(f"local-dir:{finished}", pretrained=True).eval()
-    read = vertebra.data.create_transform(**{**vertebra.data.resolve_model_data_config(model), "crop_pct": 1.0})
+    whole: dict[str, Any] = {**vertebra.data.resolve_model_data_config(model), "crop_pct": 1.0}
+    read = vertebra.data.create_transform(**whole)
     image = read(Image.open(part.samples[0].name).convert("RGB"))
     torch.testing.assert_close(logits[0].float(), model(image[None])[0].detach(), atol=0.02, rtol=0.02)
     monkeypatch.setattr(teacher, "_ask", lambda *_: pytest.fail("it was asked again"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from vertebra.data.mix import Mixup
 from vertebra.engine.config import RunConfig
 from vertebra.engine.ema import Ema
 from vertebra.engine.evaluate import eval_loader
+from vertebra.engine.learner import frozen_depth, make_model
 from vertebra.engine.losses import Distillation, class_weights, create_loss
 from vertebra.engine.multilabel import settle
 from vertebra.engine.optim import create_optimizer
@@ -32,21 +33,10 @@ from vertebra.engine.schedule import Schedule
 from vertebra.engine.settings import check
 from vertebra.engine.sharding import shard
 from vertebra.engine.teacher import Remembered, Teacher, load_teacher
-from vertebra.hub.factory import create_model, load_model
-from vertebra.hub.registry import REGISTRY
 from vertebra.models.backbone import Backbone
-from vertebra.models.groups import freeze, layer_groups
+from vertebra.models.groups import freeze
 from vertebra.runtime.machine import native_bf16
 from vertebra.spec import VertebraError
-
-LOUD = 0.05
-"""Standard deviation above which the weights of a classifier start too large."""
-
-GROWN_BY = 2 / 3
-"""Share of the epochs after which growing images have their full size."""
-
-GROWS_BY = 32
-"""Pixels: what backbones reduce by, so that no size leaves odd maps (a DLA loses a tenth of its accuracy on those)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -211,75 +201,6 @@ def _precision(config: RunConfig, on_cpu: bool) -> str:
     return "bf16" if native_bf16(device) else "no"
 
 
-def make_model(config: RunConfig, classes: Sequence[str], *, multi_label: bool = False) -> Backbone:
-    """The architecture with its start weights, a classifier for `classes`, and a record that names them."""
-    chosen, size = config.model, config.data.image_size
-    options: dict[str, Any] = {"num_classes": len(classes), "drop_rate": chosen.drop_rate, **chosen.options}
-    if chosen.drop_path_rate is not None:
-        options["drop_path_rate"] = chosen.drop_path_rate
-    variant = REGISTRY.variant(REGISTRY.split(chosen.name)[0])
-    if size and "img_size" in {f.name for f in fields(variant.config)}:
-        options["img_size"] = size
-        if config.data.eval_size not in (None, size):
-            raise VertebraError(
-                f"data.eval_size={config.data.eval_size}: {chosen.name} is validated at the size it is trained on; "
-                "leave data.eval_size out"
-            )
-        if config.data.start_size is not None:
-            raise VertebraError(f"data.start_size: {chosen.name} takes images of one size; leave it out")
-    model: Backbone
-    if chosen.weights is not None:
-        model = load_model(chosen.name, weights=chosen.weights, **options)
-    else:
-        model = create_model(chosen.name, pretrained=chosen.pretrained, **options)
-    starts = chosen.pretrained or chosen.weights is not None
-    reset = starts and model.pretrained_cfg.get("label_names") not in (None, tuple(classes))
-    if reset:  # as many classes, but others
-        model.reset_classifier(len(classes))
-    if not starts or reset or model.load_report.reinitialised:
-        _quiet(model)
-    model.set_grad_checkpointing(chosen.grad_checkpointing)
-    _record(model, config, classes, starts)
-    if multi_label:
-        model.pretrained_cfg["multi_label"] = True
-    return model
-
-
-@torch.no_grad()
-def _quiet(model: Backbone) -> None:
-    """A fresh classifier whose start grows as classes get fewer (as DLA's) would begin with wild answers."""
-    layers = model.get_classifier()
-    for layer in layers if isinstance(layers, tuple) else (layers,):
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor) and weight.std() > LOUD:
-            weight.mul_(LOUD / weight.std())
-
-
-def _record(model: Backbone, config: RunConfig, classes: Sequence[str], starts: bool) -> None:
-    """What the saved model says of itself: its classes and preprocessing, and no longer where the start came from."""
-    gone = (
-        "url",
-        "hf_hub_id",
-        "hf_hub_filename",
-        "file",
-        "source",
-        "tag",
-        "test_input_size",
-        "test_crop_pct",
-        "label_descriptions",
-    )
-    record = {key: value for key, value in model.pretrained_cfg.items() if key not in gone}
-    if not starts:
-        record = {k: v for k, v in record.items() if k not in ("license", "origin_url", "paper_ids", "description")}
-    size = config.data.eval_size or config.data.image_size
-    if size:
-        record["input_size"] = (model.in_chans, size, size)
-    if config.data.crop_pct:
-        record["crop_pct"] = config.data.crop_pct
-    record |= {"num_classes": len(classes), "label_names": tuple(classes)}
-    model.pretrained_cfg = model.default_cfg = record
-
-
 def _loaders(
     config: RunConfig, dataset: Dataset, data: dict[str, Any], accelerator: Accelerator
 ) -> tuple[Loader, Loader, Callable[[Tensor], Tensor]]:
@@ -382,23 +303,6 @@ def _schedule(config: RunConfig, updates: int) -> Schedule:
         patience=c.patience,
         rise=c.rise,
     )
-
-
-def frozen_depth(config: RunConfig, model: Backbone, epoch: int) -> int:
-    """Groups nearest the image that do not learn in this epoch: a pure function of it."""
-    groups = len(layer_groups(model, coarse=True))
-    depth = groups - 1 if config.freeze.depth < 0 else config.freeze.depth
-    thawed = 0 if config.freeze.thaw_every is None else int(epoch / config.freeze.thaw_every)
-    return max(0, depth - thawed)
-
-
-def side(config: RunConfig, epoch: int) -> int | None:
-    """Of the images in this epoch, where they grow: a pure function of it. None where they do not."""
-    first, last = config.data.start_size, config.data.image_size
-    if first is None or last is None:
-        return None
-    share = min(1.0, epoch / max(1, config.epochs * GROWN_BY))
-    return min(last, first + round(share * (last - first)) // GROWS_BY * GROWS_BY)
 
 
 def readable(folders: Sequence[str], path: str | None) -> tuple[str, ...]:

@@ -25,11 +25,12 @@ from vertebra.data.loader import Batch, seed_of
 from vertebra.engine import checkpoint, outdir, sharding
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
+from vertebra.engine.learner import frozen_depth, side
 from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows, smoothed
 from vertebra.engine.progress import Progress
 from vertebra.engine.schedule import set_lr
 from vertebra.engine.settings import as_dict
-from vertebra.engine.setup import Run, build, frozen_depth, side
+from vertebra.engine.setup import Run, build
 from vertebra.engine.state import State, listening, restore, save, weights
 from vertebra.models.groups import freeze
 from vertebra.spec import VertebraError
