@@ -87,6 +87,8 @@ def train(
         tell.print(f"best       epoch {done.best_epoch} of {len(done.metrics)}{early}: {name} {value:.2%}")
         if done.skipped:
             tell.print(f"skipped    {len(done.skipped)} images that cannot be read; they are named above")
+        if (folder / "report.html").is_file():
+            tell.print(f"report     {shown(folder / 'report.html')}", soft_wrap=True)
         tell.print(f"next       vertebra classify PHOTO --model {shown(folder)}", soft_wrap=True)
 
 

@@ -12,7 +12,8 @@ import hashlib
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -196,8 +197,9 @@ class Loader:
         self.order = order
         self.part = part
         self._sampler = _Sampler(order)
+        self._images = _Images(part, read, order.seed)
         self._loader = DataLoader(
-            cast("torch.utils.data.Dataset[object]", _Images(part, read, order.seed)),
+            cast("torch.utils.data.Dataset[object]", self._images),
             batch_sampler=cast("torch.utils.data.Sampler[list[int]]", self._sampler),
             num_workers=workers,
             collate_fn=_collate,
@@ -213,19 +215,33 @@ class Loader:
         self._sampler.epoch, self._sampler.start = number, start
         batches = iter(self._loader)
         while True:
-            before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # without workers, reading draws
-            batch = cast("Batch | None", next(batches, None))
-            random.setstate(before[0])
-            np.random.set_state(before[1])
-            torch.set_rng_state(before[2])
+            with _undrawn():  # without workers, reading draws
+                batch = cast("Batch | None", next(batches, None))
             if batch is None:
                 return
             yield batch
+
+    def peek(self, count: int) -> Batch:
+        """The first images of the first epoch, all processes together, read here and now. Workers do not notice."""
+        with _undrawn():
+            return _collate([self._images[place] for place in self.order.places(0)[:count]])
 
     def close(self) -> None:
         """End the workers."""
         del self._loader._iterator  # pyright: ignore[reportPrivateUsage] - no public way; ends them when collected
         self._loader._iterator = None  # pyright: ignore[reportPrivateUsage]
+
+
+@contextmanager
+def _undrawn() -> Generator[None]:
+    """The default generators are afterwards as they were before."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
 
 def default_workers(cores: int) -> int:

@@ -76,9 +76,8 @@ def create_optimizer(
     )
     for group in groups:
         group.setdefault("lr", lr * group.get("lr_scale", 1.0))
-    if kind in _FUSED and _whole(groups):
-        implied = {**implied, "fused": True}
-    return kind(groups, lr=lr, weight_decay=weight_decay, **{**implied, **options})
+    fused: dict[str, Any] = {"fused": True} if kind in _FUSED and _whole(groups) else {}
+    return kind(groups, lr=lr, weight_decay=weight_decay, **{**implied, **fused, **options})
 
 
 def _whole(groups: list[Group]) -> bool:

@@ -79,12 +79,12 @@ def best(rows: Sequence[dict[str, float]]) -> int:
 def write_model(
     state: State,
     like: Backbone,
-    result: Evaluation | MultiEvaluation,
+    validation: Mapping[str, Any],
     classes: Sequence[str],
     out: Path,
     training: Mapping[str, Any],
 ) -> None:
-    """`config.json` and `model.safetensors` (`state`), which `--model OUTDIR` reads, and how well it did.
+    """`config.json` and `model.safetensors` (`state`), which `--model OUTDIR` reads, and `validation`, how well it did.
 
     `training`, how it came about, goes into the weights' own record.
     """
@@ -97,7 +97,7 @@ def write_model(
             raise
         raise CheckpointError(cannot_write(out / MODEL, error.__cause__)) from error
     _text(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
-    _text(out / VALIDATION, json.dumps(as_record(result, classes), indent=1, ensure_ascii=False))
+    _text(out / VALIDATION, json.dumps(validation, indent=1))  # ASCII: names of files may be no UTF-8
 
 
 @contextmanager

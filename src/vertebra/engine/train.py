@@ -28,6 +28,7 @@ from vertebra.engine.evaluate import Evaluation, evaluate
 from vertebra.engine.learner import frozen_depth, side
 from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows, smoothed
 from vertebra.engine.progress import Progress
+from vertebra.engine.report import Reporter, mistakes_in
 from vertebra.engine.schedule import set_lr
 from vertebra.engine.settings import as_dict
 from vertebra.engine.setup import Run, build
@@ -103,8 +104,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
 
 def _epochs(run: Run, state: State, out: Path, progress: Progress, pressed: list[int]) -> bool:
     """True where the run ended early because nothing got better."""
+    report = Reporter(run, out, progress)
     while state.epoch < run.config.epochs:
         if _out_of_patience(run.config, state):
+            report.write(state, "Ended early, as nothing got better")
             return True
         freeze(run.model, frozen_depth(run.config, run.model, state.epoch))
         try:
@@ -112,7 +115,13 @@ def _epochs(run: Run, state: State, out: Path, progress: Progress, pressed: list
         except NotFiniteError as error:
             _roll_back(run, state, out, error, progress)
             continue
+        except InterruptedRunError:
+            report.write(state, "Interrupted")
+            raise
         _finish_epoch(run, state, out, progress)
+        if outdir.best(state.metrics) == state.epoch < run.config.epochs:
+            report.write(state, "Running")
+    report.write(state, "Finished")
     return False
 
 
@@ -290,9 +299,15 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
         content = weights(run, run.model if run.ema is None else run.ema.module)
         if main:
             training = {"config": as_dict(run.config), "data": run.fingerprint["parts"], "epoch": row}
-            outdir.write_model(content, run.model, result, run.classes, out, training)
+            outdir.write_model(content, run.model, _as_record(run, result), run.classes, out, training)
     save(run, state, out)
     progress.epoch(row, outdir.watched(row), best=best)
+
+
+def _as_record(run: Run, result: Evaluation | MultiEvaluation) -> dict[str, Any]:
+    """How good the answers are, and the worst of them where an image has one class."""
+    mistakes = mistakes_in(result, run.val.part, run.classes) if isinstance(result, Evaluation) else []
+    return {**outdir.as_record(result, run.classes), "mistakes": list(mistakes)}
 
 
 def validate(run: Run) -> Evaluation | MultiEvaluation:
