@@ -72,7 +72,7 @@ def test_a_folder_of_folders_becomes_a_model_for_every_command(
     assert result.exit_code == 0, result.output
     assert "recipe=finetune" in result.stdout
     assert "epoch 6" in result.stdout
-    assert f"next       vertebra classify PHOTO --model {out}" in result.stdout
+    assert f"report     {out / 'report.html'}\nnext       vertebra classify PHOTO --model {out}" in result.stdout
     answer = run("classify", photos / "elm" / "0.png", "--model", out, "--json")
     assert json.loads(answer.stdout)["predictions"][0]["label"] in {"ash", "elm", "oak"}
     said = run("validate", photos, "--model", out, "--json", "--workers", "0")

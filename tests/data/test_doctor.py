@@ -184,10 +184,12 @@ def test_giants(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(diagnose(photos), "giant", "warning").entries[0].note == "100 x 100"
 
 
-def test_what_a_header_says() -> None:
+def test_what_a_header_says(shared_data: Path) -> None:
     header = inspect(exif(picture(3).resize((50, 40)), 6))
     assert (header.format, header.mode, header.width, header.height) == ("JPEG", "RGB", 50, 40)
     assert (header.orientation, header.frames, header.deep, header.alpha) == (6, 1, False, False)
+    colours = inspect((shared_data / "odd-images" / "ps1n2c16.png").read_bytes())  # Pillow calls it RGB
+    assert (colours.mode, colours.deep) == ("RGB", True)
     with pytest.raises(VertebraError, match="corrupt"):
         inspect(b"no image")
 
@@ -206,6 +208,15 @@ def test_near_copies_are_found_among_many_and_no_others() -> None:
     assert alike(hashes, thumbs, contrast) == [(1_000, 11_000), (2_000, 12_000), (3_000, 13_000)]
     contrast[2_000] = 1
     assert len(alike(hashes, thumbs, contrast)) == 2
+
+
+def test_the_same_shape_in_another_colour_is_no_copy() -> None:
+    shape = np.random.default_rng(5).integers(0, 256, (16, 16), dtype=np.uint8)
+    red, blue, none = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16, 3), np.uint8), np.zeros(2, np.uint64)
+    red[..., 0] = blue[..., 2] = shape
+    contrast = np.full(2, 50, np.float32)
+    assert alike(none, np.stack([red, red]), contrast) == [(0, 1)]
+    assert alike(none, np.stack([red, blue]), contrast) == []
 
 
 def test_thousands_of_frames_of_one_film_take_no_square_of_their_number() -> None:

@@ -113,18 +113,23 @@ class Header:
 
 
 def inspect(content: bytes) -> Header:
-    """Format, size and mode of an encoded image, without its pixels. Raises `DecodeError`."""
+    """Format, size and mode of an encoded image, without its pixels. Raises `DecodeError`.
+
+    A PNG whose EXIF follows its pixels counts as upright.
+    """
     with _pillow_silenced():
         try:
             with Image.open(_bytes_stream(content, "<bytes>"), formats=_formats()) as image:
+                deep = image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", ""))
+                late = image.format == "PNG" and "exif" not in image.info  # to look for it would decode the pixels
                 return Header(
                     "JPEG" if image.format == "MPO" else image.format or "",  # a JPEG with a preview behind it
                     image.mode,
                     image.width,
                     image.height,
-                    _orientation(image),
+                    1 if late else _orientation(image),
                     _frames(image),
-                    image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", "")),
+                    deep,
                     image.has_transparency_data,
                 )
         except Image.DecompressionBombError as error:

@@ -62,7 +62,7 @@ def look(content: bytes) -> Tensor:
 def phash(grey: NDArray[np.float32]) -> np.uint64:
     """Of (32, 32) levels: for each of the 64 lowest frequencies, whether it is stronger than their median.
 
-    A copy in another size, format or quality differs in few bits (of 300 photos, 99% in 6 or fewer); any two photos
+    A copy in another size, format or quality differs in few bits (of 2 x 300 photos, 99% in 6 or fewer); any two photos
     in about 32.
     """
     waves = _waves()

@@ -17,8 +17,9 @@ BITS = 8
 """Bits of 64 in which the hashes of two copies differ at most."""
 ALIKE, DETAIL = 0.9, 0.96
 """Least correlation of two copies' thumbnails with their colours, and of what is fine in them, without. The second
-tells shirts apart that lie alike on one table. Measured on 2 x 200 photos: copies of another quality or size 0.98 and
-more for 98% of them, of 1% less on each side 0.94 and more; the most alike of 66 million pairs of others 0.946."""
+tells shirts apart that lie alike on a table. Measured on 2 x 200 photos: copies of another quality, size or brightness
+0.98 and more for 98% of them, cut by 1% on each side 0.94 and more; of 3,781 photos of clothes, other ones with near
+hashes reach 0.946, and of 42,500 of ImageNet none reaches 0.96."""
 PLAIN = 4.0
 """Contrast below which an image shows too little to be told from another: it is compared by content alone."""
 BANDS = 6
