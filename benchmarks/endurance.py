@@ -68,6 +68,8 @@ SAVE_EVERY = (0.0, 0.25, 600.0)
 
 AIMED = 1 / 3
 """Share of the kills that wait for the next moment in which a file is half written."""
+TRAINING = 3 / 4
+"""Share of the kills after the start-up, which takes longer than this training does."""
 
 
 def make_photos(root: Path, each: int = 40) -> Path:
@@ -161,6 +163,7 @@ class Tally:
     kills: int = 0
     in_a_write: int = 0
     starting: int = 0
+    inside: int = 0
     same: int = 0
     results: int = 0
 
@@ -170,10 +173,16 @@ class Tally:
         self.lines.append(line)
 
 
-def kill_after(call: list[str], out: Path, seconds: float, aimed: bool) -> bool:
-    """Start the run and kill all its processes after that time; False where it was faster.
+def trains(out: Path, process: int) -> bool:
+    """Whether that process is past its start: TensorBoard's file, which bears its number, is the last thing before."""
+    return any((out / "vertebra").glob(f"events.*.{process}.*"))
 
-    `aimed`: not at once, but as soon as a file is half written.
+
+def kill_after(call: list[str], out: Path, seconds: float, *, training: bool, aimed: bool) -> bool:
+    """Start the run and kill all its processes after that time; False where it came to its end before.
+
+    `training`: the time begins when training does, else with the process. `aimed`: once it is over, not at once, but as
+    soon as a file is half written.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "vertebra", *call],
@@ -182,35 +191,42 @@ def kill_after(call: list[str], out: Path, seconds: float, aimed: bool) -> bool:
         start_new_session=True,
     )
     try:
+        while training and process.poll() is None and not trains(out, process.pid):
+            time.sleep(0.005)
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         while aimed and process.poll() is None and not halves(out):
             pass
-        if process.poll() is not None:
-            return False
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
+    finally:
+        alive = process.poll() is None
+        if alive:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return alive
 
 
 def victim(photos: Path, out: Path, model: str, spent: dict[str, float], dice: random.Random, tally: Tally) -> None:
     """One run, killed once to four times, and then let go on to its end."""
     wanted, done, tries = dice.choice((1, 1, 2, 2, 3, 4)), 0, 0
+    startup = spent["start-up"]
     while done < wanted and tries < 12:
         tries += 1
         every = dice.choice(SAVE_EVERY)
         before = place(out)
-        moment = dice.uniform(0.05, 1.0) * spent[model]
-        if not kill_after(command(photos, model, out, every), out, moment, dice.random() < AIMED):
+        training, aimed = dice.random() < TRAINING, dice.random() < AIMED
+        moment = dice.uniform(0.0, 0.9) * (spent[model] - startup if training else startup)
+        call = command(photos, model, out, every)
+        if not kill_after(call, out, moment, training=training, aimed=aimed):
             break  # it came to its end: nothing left to kill
         done += 1
         tally.kills += 1
         left, now = halves(out) if out.exists() else [], place(out)
         tally.in_a_write += bool(left)
         tally.starting += now == before
+        tally.inside += "step" in now and not now.endswith("step  0")
+        into = f"{moment:5.2f} s into its {'training' if training else 'start-up'}"
         tally.say(
-            f"kill {tally.kills:>2}  {model:<7} {moment:5.2f} s after its start  from: {before:<17}  "
+            f"kill {tally.kills:>2}  {model:<7} {into:<24}  from: {before:<17}  "
             f"newest: {now:<17}  saves every {every:g} s{'  in the middle of ' + left[0] if left else ''}"
         )
     if done:
@@ -221,7 +237,9 @@ def victim(photos: Path, out: Path, model: str, spent: dict[str, float], dice: r
 
 def kills(folder: Path, photos: Path, count: int, dice: random.Random, tally: Tally) -> dict[str, Any]:
     """`count` runs that are killed; returns the contents of those that were not."""
-    wanted, spent = dict[str, Any](), dict[str, float]()
+    start = time.monotonic()
+    run([], "-c", "import vertebra.engine.train")
+    wanted, spent = dict[str, Any](), {"start-up": time.monotonic() - start}
     for model in MODELS:
         out, start = folder / f"whole-{model}", time.monotonic()
         done = run(command(photos, model, out))
@@ -355,8 +373,8 @@ def main() -> None:
         kills(folder, photos, 4 if chosen.quick else 20, random.Random(chosen.seed), tally)
         tally.say(
             f"{tally.same} of {tally.results} results bit-identical after {tally.kills} kills (seed {chosen.seed}; "
-            f"{tally.in_a_write} in the middle of a write, {tally.starting} before anything new was saved), "
-            f"{time.monotonic() - start:.0f} s"
+            f"{tally.inside} left inside an epoch, {tally.in_a_write} in the middle of a write, "
+            f"{tally.starting} with nothing new saved), {time.monotonic() - start:.0f} s"
         )
         me = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, __file__, "--disks", name]
         subprocess.run(me, check=True)
