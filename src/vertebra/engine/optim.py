@@ -43,7 +43,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any], frozenset[
     ),
 }
 
-_FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+_FUSED: tuple[Callable[..., Optimizer], ...] = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 """Classes that have all of an update in one kernel: a third of the time on a processor."""
 
 
