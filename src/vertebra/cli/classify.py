@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from vertebra.models.backbone import Backbone
 
 DEFAULT_MODEL = "dla102.in1k"
+OWN_MODEL = "dla46_c.tin100"
+"""Comes with the package."""
 BAR, LABEL, GAPS = 40, 32, 12
 """Greatest width of a bar and a label; what index, percentage and spaces between columns take."""
 
@@ -156,10 +158,13 @@ def _load(model: str | None, weights: Path | None, options: dict[str, Any]) -> "
         return load_model(model or DEFAULT_MODEL, weights=weights, **options)
     except WeightsUnavailableError as error:
         reason = str(error).partition("; to go on")[0]
-        name = model or DEFAULT_MODEL
+        if model is None:
+            own = load_model(OWN_MODEL, **options)
+            complain(f"{reason}; answering with {OWN_MODEL} of this package, which knows {own.num_classes} classes")
+            return own
         raise WeightsUnavailableError(
-            f"{reason}; offline, give a local checkpoint (--model {name} --weights FILE), a folder with config.json and"
-            " weights (--model DIR), or a machine's Hugging Face cache that holds it (HF_HOME=DIR HF_HUB_OFFLINE=1)"
+            f"{reason}; offline, give a local checkpoint (--model {model} --weights FILE), a folder with config.json "
+            "and weights (--model DIR), or a machine's Hugging Face cache that holds it (HF_HOME=DIR HF_HUB_OFFLINE=1)"
         ) from error
 
 

@@ -25,10 +25,22 @@ def _row(
     )
 
 
+_OURS = (
+    "dla46_c.tin100",
+    Weights(
+        file="dla46_c.tin100.safetensors",
+        license="apache-2.0",
+        num_classes=100,
+        preprocess=Preprocess(input_size=(3, 128, 128), crop_pct=1.0, interpolation="bilinear"),
+    ),
+)
+"""Trained by us, see docs/weights/; 100 classes of ImageNet, from photos of 64 x 64 pixels."""
+
 WEIGHTS = dict(
     [
         _row("dla34.in1k", "dla34-ba72cf86.pth", 74.632, 92.052),
         _row("dla46_c.in1k", "dla46_c-2bfd52c3.pth", 64.88, 86.33),
+        _OURS,
         _row("dla46x_c.in1k", "dla46x_c-d761bae7.pth", 66.008, 86.946),
         _row("dla60.in1k", "dla60-24839fc4.pth", 77.036, 93.316, replace(_AUTHORS_RECIPE, dropout=0.2)),
         _row("dla60_res2net.in1k", "res2net_dla60_4s-d88db7f9.pth", 78.48, 94.204, None),
