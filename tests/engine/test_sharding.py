@@ -16,7 +16,7 @@ import vertebra
 from tests.engine.conftest import make_photos, tiny_run
 from tests.engine.test_train import command, environment, equal, free_port, table, tensors
 from vertebra.data.loader import Batch
-from vertebra.engine import checkpoint
+from vertebra.engine import checkpoint, sharding
 from vertebra.engine.config import RunConfig
 from vertebra.engine.settings import check
 from vertebra.engine.setup import build
@@ -187,3 +187,12 @@ def test_a_process_without_images_still_takes_its_step() -> None:
     image = torch.ones(1, 3, 4, 4)
     assert list(in_step([full, empty], forward, image)) == [full, empty]
     assert seen == [image]
+
+
+def test_what_two_branches_call_alike_is_no_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vertebra.create_model("dla34")
+    branches = [name for name, _ in model.named_parameters() if name.startswith(("level2.tree1.", "level2.tree2."))]
+    alike = [f"level2.{tree}.{conv}.weight" for tree in ("tree1", "tree2") for conv in ("conv1", "conv2")]
+    assert set(alike) < set(branches)
+    monkeypatch.setattr(sharding, "layer_groups", lambda *_: [alike, branches])
+    assert units(model) == []

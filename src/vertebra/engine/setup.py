@@ -130,7 +130,7 @@ def _teacher(
     teacher = load_teacher(config.distill, classes, student, accelerator.device)
     if teacher is None or config.distill.cache is None:
         return teacher
-    workers = default_workers(cores()) if config.data.workers is None else config.data.workers
+    workers = _workers(config)
     with accelerator.main_process_first():  # it asks; the others read what it wrote
         shown = console if accelerator.is_main_process else None
         return Remembered(teacher, part, Path(config.distill.cache), workers=workers, console=shown)
@@ -201,13 +201,17 @@ def _precision(config: RunConfig, on_cpu: bool) -> str:
     return "bf16" if native_bf16(device) else "no"
 
 
+def _workers(config: RunConfig) -> int:
+    return default_workers(cores()) if config.data.workers is None else config.data.workers
+
+
 def _loaders(
     config: RunConfig, dataset: Dataset, data: dict[str, Any], accelerator: Accelerator
 ) -> tuple[Loader, Loader, Callable[[Tensor], Tensor]]:
     c, a = config.data, config.augment
     size, rank = accelerator.num_processes, accelerator.process_index
     part = dataset.part("train")
-    workers = default_workers(cores()) if c.workers is None else c.workers
+    workers = _workers(config)
     read = create_train_reader(
         c.image_size or data["input_size"],
         scale=a.scale,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -36,10 +37,9 @@ def units(model: Backbone) -> list[str]:
     found: set[str] = set()
     for coarse in (False, True):
         for names in layer_groups(model, coarse):
-            paths = [name.split(".") for name in names]
-            same = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
-            module = ".".join(same)
-            if len(names) > _LAYER and same:
+            levels = zip(*(name.split(".") for name in names), strict=False)
+            module = ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, levels))
+            if len(names) > _LAYER and module:
                 own = {f"{module}.{name}" for name, _ in model.get_submodule(module).named_parameters()}
                 found |= {module} if own == set(names) else set()
     return sorted(found, key=lambda name: (-name.count("."), name))
