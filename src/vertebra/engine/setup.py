@@ -36,6 +36,7 @@ from vertebra.engine.teacher import Remembered, Teacher, load_teacher
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import freeze
 from vertebra.runtime.machine import native_bf16
+from vertebra.runtime.memory import keep_freed_memory
 from vertebra.spec import VertebraError
 
 
@@ -80,6 +81,8 @@ def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
     """Everything, on its device. Raises `VertebraError` for what cannot be."""
     check(config)
     accelerator = _accelerator(config, out)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     dataset = _dataset(config)
     classes = readable(dataset.classes, config.data.names)
     set_seed(config.seed)
