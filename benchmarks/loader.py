@@ -26,9 +26,10 @@ from common import keep, median
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_loader
 
 from vertebra.data import create_train_reader, jpeg
-from vertebra.data.augment.batch import NormalizeBatch, RandomErasingBatch
+from vertebra.data.augment.batch import RandomErasingBatch
 from vertebra.data.datasets import open_dataset
 from vertebra.data.loader import Loader, Order
+from vertebra.data.normalize import NormalizeBatch
 
 CONFIG = "rand-m9-mstd0.5-inc1"
 BATCH = 32

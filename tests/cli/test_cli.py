@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import vertebra
 from vertebra.cli import app
-from vertebra.engine.reading import TOLERANCE
+from vertebra.data.eval_reader import TOLERANCE
 from vertebra.hub.registry import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models import ResNet18_Weights
 
 from vertebra.data import imagenet1k_labels, labels_for, load_labels
 from vertebra.spec.errors import VertebraError
@@ -26,6 +27,7 @@ def test_imagenet_names_stand_in_the_order_of_the_classes(shared_data: Path) -> 
     differing = {i: (ours, other) for i, (ours, other) in enumerate(zip(labels, listed, strict=True)) if ours != other}
     assert differing == {134: ("crane bird", "crane"), 639: ("maillot tank suit", "maillot")}
     assert len(set(labels)) == 1000
+    assert labels == tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 @pytest.mark.parametrize(

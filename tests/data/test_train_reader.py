@@ -17,10 +17,11 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing as PeerErasing
 
 from vertebra.data import DecodeError, create_train_reader, create_transform
-from vertebra.data.augment.batch import NormalizeBatch, RandomErasingBatch
+from vertebra.data.augment.batch import RandomErasingBatch
 from vertebra.data.augment.reader import TrainReader
 from vertebra.data.augment.sampler import RepeatedAugmentSampler
 from vertebra.data.jpeg import jpeg_header
+from vertebra.data.normalize import NormalizeBatch
 from vertebra.data.transforms import Normalize
 from vertebra.spec.errors import VertebraError
 

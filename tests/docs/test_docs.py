@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vertebra.engine.reading import TOLERANCE
+from vertebra.data.eval_reader import TOLERANCE
 from vertebra.engine.speed import FEW, LONG
 from vertebra.runtime.verify import BOUNDS
 

@@ -13,10 +13,11 @@ from PIL import Image
 
 import vertebra
 from vertebra.data import DecodeError, create_transform, decode, resolve_model_data_config
+from vertebra.data.eval_reader import OVERSIZE, TOLERANCE
 from vertebra.engine import predict as predict_module
 from vertebra.engine import speed as speed_module
 from vertebra.engine.predict import Prediction, Predictor
-from vertebra.engine.reading import AHEAD, OVERSIZE, TOLERANCE, batches, split
+from vertebra.engine.reading import AHEAD, batches, split
 from vertebra.models.backbone import Backbone
 from vertebra.spec import VertebraError
 

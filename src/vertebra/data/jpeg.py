@@ -1,4 +1,4 @@
-"""JPEGs straight to arrays, where simplejpeg is installed (`pip install 'vertebra[train]'`).
+"""JPEGs straight to arrays, where simplejpeg is installed (the extras `fast` and `train` bring it).
 
 It is libjpeg-turbo, as Pillow is, hence equal pixel for pixel; but Pillow keeps four bytes a pixel and copies twice on
 the way there. Whatever is unusual is left to `decode`, which also says what is wrong.

@@ -13,13 +13,14 @@ from typing import cast
 
 from vertebra.spec.errors import VertebraError
 
+_IMAGENET1K = Path(__file__).parent / "imagenet1k_classes.txt"
+"""A file of our own, which a test compares: importing torchvision for its list takes a second."""
+
 
 @cache
 def imagenet1k_labels() -> tuple[str, ...]:
-    """The 1,000 names of ImageNet-1k in the order of its classes, as torchvision's weights carry them."""
-    from torchvision.models import ResNet18_Weights  # costs a second, and only predictions need it
-
-    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+    """The 1,000 names of ImageNet-1k in the order of its classes, as torchvision's weights carry them too."""
+    return tuple(_IMAGENET1K.read_text(encoding="utf-8").splitlines())
 
 
 def load_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:

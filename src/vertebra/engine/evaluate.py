@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vertebra.data.datasets import Part
-from vertebra.data.decode import decode
 from vertebra.data.loader import Batch, Loader, Order
 from vertebra.engine.reading import Transform, split
 
@@ -86,12 +85,8 @@ def eval_loader(
 ) -> tuple[Loader, Callable[[Tensor], Tensor]]:
     """A split in order, each image once over all processes, and what finishes a batch on the device."""
     steps = split(transform, exact=exact)
-
-    def read(content: bytes) -> Tensor:
-        return steps.one(decode(content, at_least=steps.at_least))
-
     order = Order(images=len(part), batch_size=batch_size, shuffle=False, size=size, rank=rank)
-    return Loader(part, read, order, workers=workers, pin=torch.cuda.is_available()), steps.batch or (lambda x: x)
+    return Loader(part, steps, order, workers=workers, pin=torch.cuda.is_available()), steps.batch or (lambda x: x)
 
 
 @torch.inference_mode()

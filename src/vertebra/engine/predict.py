@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vertebra.data import DEFAULT_MAX_PIXELS, DecodeError, decode, labels_for, resolve_model_data_config
+from vertebra.data.eval_reader import eval_reader
 from vertebra.engine.reading import Transform, batches, default_workers, split
 from vertebra.engine.speed import Speed
 from vertebra.models.backbone import Backbone
@@ -80,8 +81,9 @@ class Predictor:
         `transform` and `labels` default to what the model's checkpoint says; classes that nobody named are called
         `class 17`. `top` is the number of classes to name (all of them, where the model has fewer). `max_pixels`
         (width x height) bounds what is decoded; None: no bound.
-        `exact` decodes every pixel and computes in the model's own type; without it, large JPEGs are decoded at a
-        reduced scale (probabilities within `reading.TOLERANCE`), and an optimised model may use bf16.
+        `exact` decodes every pixel, resizes as Pillow does and computes in the model's own type; without it, large
+        JPEGs are decoded at a reduced scale, the resize may round otherwise by a level or two (probabilities within
+        `eval_reader.TOLERANCE`), and an optimised model may use bf16.
         `optimize` True: before the first answer; False: never; "auto": as a stream turns out long, on a CPU.
         `workers` threads read a stream's photos; default: one a core. Raises `VertebraError`.
         """
@@ -93,8 +95,9 @@ class Predictor:
             raise VertebraError(
                 "this model has no classifier (num_classes=0), so it names no classes; call it directly"
             )
-        self.transform = transform or _default_transform(model)
-        self._steps = split(self.transform, exact=exact)
+        config = _data_config(model) if transform is None else None
+        quick = None if config is None or exact else eval_reader(config, max_pixels)
+        self._reader = quick or split(transform or _default_transform(config), exact=exact, max_pixels=max_pixels)
         self.labels = _class_names(model, labels)
         self.top = min(top, len(self.labels))
         self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
@@ -131,7 +134,7 @@ class Predictor:
                 self._shift(expected, seen, time.monotonic() - start)
                 seen += len(chunk)
                 good = [tensor for _, tensor in chunk if isinstance(tensor, Tensor)]
-                answers = iter(self.answer(self._finish(torch.stack(good))) if good else [])
+                answers = iter(self.answer(self._finish(self._to_device(torch.stack(good)))) if good else [])
                 for source, tensor in chunk:
                     yield source, next(answers) if isinstance(tensor, Tensor) else tensor
         finally:
@@ -147,19 +150,21 @@ class Predictor:
 
     def prepare(self, source: Source) -> Float[Tensor, "c h w"]:
         """Decode and transform one image. Raises `DecodeError`."""
-        levels = self._read(source)
-        return levels if self._steps.batch is None else self._steps.batch(levels)
+        return self._finish(self._read(source).unsqueeze(0))[0]
 
     def _read(self, source: Source) -> Tensor:
         """(c, h, w), finished but for what the whole batch gets at once."""
-        if isinstance(source, Image.Image):
-            return self._steps.one(_upright_rgb(source, self.max_pixels))
-        return self._steps.one(decode(source, max_pixels=self.max_pixels, at_least=self._steps.at_least))
+        return self._reader(_upright_rgb(source, self.max_pixels) if isinstance(source, Image.Image) else source)
+
+    def _to_device(self, batch: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return batch
+        # As bytes, a quarter of the way; pinned, the copy overlaps with computing.
+        return batch.pin_memory().to(self.device, non_blocking=True)
 
     def _finish(self, batch: Tensor) -> Tensor:
-        if self.device.type == "cuda":  # as bytes, a quarter of the way; pinned, the copy overlaps with computing
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        return batch if self._steps.batch is None else self._steps.batch(batch)
+        finish = self._reader.batch
+        return batch if finish is None else finish(batch)
 
     @torch.inference_mode()
     def answer(self, batch: Float[Tensor, "b c h w"]) -> list[Prediction]:
@@ -184,15 +189,18 @@ def _place(model: Classifier) -> tuple[torch.device, torch.dtype]:
     return (torch.device(own), torch.float32) if like is None else (like.device, like.dtype)
 
 
-def _default_transform(model: Classifier) -> Transform:
-    from vertebra.data import create_transform  # torchvision: half a second that an own transform need not pay
-
+def _data_config(model: Classifier) -> dict[str, Any]:
     if model.in_chans != 3:
         raise VertebraError(
             f"photos are read as RGB, but this model takes {model.in_chans} channels; give a transform that makes them"
         )
-    config = cast("dict[str, Any]", resolve_model_data_config(model))
-    return create_transform(**config, is_training=False)
+    return cast("dict[str, Any]", resolve_model_data_config(model))
+
+
+def _default_transform(config: dict[str, Any] | None) -> Transform:
+    from vertebra.data import create_transform  # torchvision: a second that the quick way need not pay
+
+    return create_transform(**(config or {}), is_training=False)
 
 
 def _class_names(model: Classifier, labels: Sequence[str] | None) -> tuple[str, ...]:

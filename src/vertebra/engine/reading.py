@@ -16,22 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vertebra.data import DEFAULT_MAX_PIXELS, decode
+from vertebra.data.eval_reader import OVERSIZE, Source
 from vertebra.spec import VertebraError
 
 AHEAD = 2
 """Batches that are read, or being read, before anybody asked for them."""
-OVERSIZE = 2
-"""A JPEG is decoded at a reduced scale only where this many times the wanted side remain: the resize that follows then
-leaves little of the difference. Declared: probabilities stay within `TOLERANCE` of the full decoding."""
-TOLERANCE = 0.05
-
 Transform = Callable[[Image.Image], Tensor]
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """A transform in two parts: what a thread does to one photo, and what is cheaper for a whole batch."""
+    """A transform in two parts: what is done to one photo, and what is cheaper for a whole batch."""
 
     one: Callable[[Image.Image], Tensor]
     """RGB image -> (c, h, w), uint8 where `batch` follows."""
@@ -39,16 +36,23 @@ class Steps:
     """(b, c, h, w) uint8 -> the model's input, with the same numbers as photo by photo."""
     at_least: int | None
     """The shorter side, in pixels, that `one` needs to see; None: all pixels."""
+    max_pixels: int | None
+
+    def __call__(self, source: Source) -> Tensor:
+        """One photo, up to `batch`. Raises `DecodeError`."""
+        if isinstance(source, Image.Image):
+            return self.one(source)
+        return self.one(decode(source, max_pixels=self.max_pixels, at_least=self.at_least))
 
 
-def split(transform: Transform, *, exact: bool) -> Steps:
+def split(transform: Transform, *, exact: bool, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Steps:
     """Only our own evaluation transform is known well enough to be split; any other runs whole, on full-size images."""
     from torchvision.transforms import v2
 
     from vertebra.data import transforms as ours
 
     if not isinstance(transform, v2.Compose):
-        return Steps(transform, None, None)
+        return Steps(transform, None, None, max_pixels)
     steps = cast("list[nn.Module]", transform.transforms)
     kinds = [type(step) for step in steps]
     first = steps[0] if steps else None
@@ -56,9 +60,9 @@ def split(transform: Transform, *, exact: bool) -> Steps:
     if isinstance(first, ours.Resize) and first.fit != "contain" and not exact:
         side = OVERSIZE * (first.size if isinstance(first.size, int) else max(first.size))
     if kinds[-2:] != [ours.ToTensor, ours.Normalize] or len(steps) < 3:
-        return Steps(transform, None, side)
+        return Steps(transform, None, side, max_pixels)
     geometry: Callable[[Image.Image], Any] = v2.Compose(steps[:-2])
-    return Steps(lambda image: _levels(geometry(image)), v2.Compose(steps[-2:]), side)
+    return Steps(lambda image: _levels(geometry(image)), v2.Compose(steps[-2:]), side, max_pixels)
 
 
 def _levels(image: Image.Image) -> Tensor:

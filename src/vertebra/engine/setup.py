@@ -17,10 +17,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vertebra.data import create_train_reader, create_transform, resolve_model_data_config
-from vertebra.data.augment.batch import NormalizeBatch, RandomErasingBatch
+from vertebra.data.augment.batch import RandomErasingBatch
 from vertebra.data.datasets import Dataset, Part, class_counts, open_dataset, with_validation
 from vertebra.data.loader import Loader, Order, default_workers
 from vertebra.data.mix import Mixup
+from vertebra.data.normalize import NormalizeBatch
 from vertebra.engine.config import RunConfig
 from vertebra.engine.ema import Ema
 from vertebra.engine.evaluate import eval_loader

@@ -125,7 +125,7 @@ class Optimized(nn.Module):
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the classes; looked up when wanted, because ImageNet's are torchvision's: seconds of import."""
+        """Names of the classes, where they have any."""
         return labels_for(self.num_classes, self.pretrained_cfg) or None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Tensor:

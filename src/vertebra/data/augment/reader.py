@@ -13,13 +13,13 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as kernels
 
 from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
 from vertebra.data.draws import uniforms
 from vertebra.data.jpeg import Header, decode_upright, jpeg_header, orientation
+from vertebra.data.pixels import RESIZABLE, file_content, pixels_of, resize_pixels
 
 _ATTEMPTS = 10
 
@@ -85,8 +85,8 @@ class TrainReader:
         """The random part of the image, as it comes from the decoder."""
         if isinstance(source, Image.Image):
             top, left, rows, columns = self._box(source.height, source.width, draws)
-            return _pixels(source.crop((left, top, left + columns, top + rows)))
-        content = source if isinstance(source, bytes) else _read(Path(source))
+            return pixels_of(source.crop((left, top, left + columns, top + rows)))
+        content = source if isinstance(source, bytes) else file_content(Path(source))
         if content is None:
             return self._crop(decode(source, max_pixels=self.max_pixels), draws)
         try:
@@ -116,7 +116,7 @@ class TrainReader:
         whole = decode_upright(content, header, min(reduction, 8))
         if whole is None:
             shorter = min(height, width) // min(reduction, 8)
-            whole = _pixels(decode(content, max_pixels=self.max_pixels, at_least=shorter))
+            whole = pixels_of(decode(content, max_pixels=self.max_pixels, at_least=shorter))
         k, m = len(whole) / height, whole.shape[1] / width
         first, last = (round(top * k), round(left * m)), (round((top + rows) * k), round((left + columns) * m))
         return whole[first[0] : max(last[0], first[0] + 1), first[1] : max(last[1], first[1] + 1)]
@@ -140,20 +140,6 @@ class TrainReader:
 def _resize(
     image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], mode: InterpolationMode
 ) -> UInt8[Tensor, "3 H W"]:
-    """As a batch of one, laid out as channels-last: only so torch takes its fast kernel."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)[None]).permute(0, 3, 1, 2)
-    if mode not in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC):
-        return kernels.resize_image(pixels, list(size), mode)[0]
-    return functional.interpolate(pixels, size, mode=mode.value, antialias=True)[0]
-
-
-def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
-
-
-def _read(path: Path) -> bytes | None:
-    """The file's bytes; None where `decode` has to say what is wrong."""
-    try:
-        return path.read_bytes() if path.is_file() else None
-    except (OSError, ValueError):
-        return None
+    if mode.value in RESIZABLE:
+        return resize_pixels(image, size, mode.value)
+    return kernels.resize_image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), list(size), mode)

@@ -1,0 +1,109 @@
+"""From a photo to what a model sees of it, sooner than by `create_transform` and within a level or two of it.
+
+c channels, h w height and width in pixels. No torchvision here: importing it takes as long as hundreds of photos.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
+from vertebra.data.jpeg import decode_upright, jpeg_header
+from vertebra.data.normalize import NormalizeBatch
+from vertebra.data.pixels import RESIZABLE, file_content, pixels_of, resize_pixels
+
+OVERSIZE = 2
+"""A JPEG is decoded at a reduced scale only where this many times the wanted side remain: the resize that follows then
+leaves little of the difference. Declared: probabilities stay within `TOLERANCE` of the exact way."""
+TOLERANCE = 0.05
+LONGEST = 16
+"""Of what is longer than this many times its shorter side, only the middle is resized: the crop sees less still."""
+
+Source = bytes | str | os.PathLike[str] | BinaryIO | Image.Image
+
+
+class EvalReader:
+    """Decode, resize the shorter side, crop the middle square; uint8 (3, h, w).
+
+    `batch` finishes what several of these were stacked to. A file that cannot be read raises `DecodeError`, naming it.
+    """
+
+    def __init__(
+        self,
+        side: int,
+        crop_pct: float,
+        interpolation: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        self.side = side
+        self.shorter = math.floor(side / crop_pct)
+        self.interpolation = interpolation
+        self.max_pixels = max_pixels
+        self.batch = NormalizeBatch(mean, std)
+
+    def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
+        image = self._pixels(source)
+        height, width = image.shape[:2]
+        least = min(height, width)
+        if max(height, width) > LONGEST * least:
+            top, left = (max(0, (n - LONGEST * least) // 2) for n in (height, width))
+            image = image[top : top + LONGEST * least, left : left + LONGEST * least]
+            height, width = image.shape[:2]
+        size = int(self.shorter * height / least), int(self.shorter * width / least)  # truncated, as `Resize` does
+        resized = resize_pixels(image, size, self.interpolation)
+        top, left = (round((n - self.side) / 2) for n in size)
+        crop = resized[:, top : top + self.side, left : left + self.side]
+        # Not by torch, whose copies would start a pool of threads in each reading thread.
+        return torch.from_numpy(np.ascontiguousarray(crop.numpy()))
+
+    def _pixels(self, source: Source) -> UInt8[np.ndarray, "h w 3"]:
+        if isinstance(source, Image.Image):
+            return pixels_of(source)
+        content = source if isinstance(source, bytes) else None
+        if isinstance(source, (str, os.PathLike)):
+            content = file_content(Path(source))
+        quick = None if content is None else self._jpeg(content)
+        if quick is not None:
+            return quick
+        least = OVERSIZE * self.shorter
+        if content is None:
+            return pixels_of(decode(source, max_pixels=self.max_pixels, at_least=least))
+        try:
+            return pixels_of(decode(content, max_pixels=self.max_pixels, at_least=least))
+        except DecodeError:
+            return pixels_of(decode(source, max_pixels=self.max_pixels))  # fails again, and names the file
+
+    def _jpeg(self, content: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+        """None of anything else, or that only `decode` can read."""
+        header = jpeg_header(content)
+        if header is None or (self.max_pixels is not None and header.height * header.width > self.max_pixels):
+            return None
+        least, reduction = min(header.height, header.width), 1
+        while reduction < 8 and least >= 2 * reduction * OVERSIZE * self.shorter:
+            reduction *= 2
+        return decode_upright(content, header, reduction)
+
+
+def eval_reader(config: Mapping[str, object], max_pixels: int | None = DEFAULT_MAX_PIXELS) -> EvalReader | None:
+    """For what `resolve_model_data_config` gives; None where only `create_transform` knows how."""
+    size = cast("tuple[int, int, int]", config["input_size"])
+    share = cast("float", config["crop_pct"])
+    plain = config["crop_mode"] == "center" and config["interpolation"] in RESIZABLE and 0 < share <= 1
+    if not plain or size[0] != 3 or size[1] != size[2]:
+        return None
+    mean, std = (cast("Sequence[float]", config[key]) for key in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3:
+        return None
+    return EvalReader(size[1], share, cast("str", config["interpolation"]), mean, std, max_pixels)

@@ -1,0 +1,39 @@
+"""Decoded images as arrays, for those who read to train and to answer. No torchvision: importing it takes a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+RESIZABLE = ("bilinear", "bicubic")
+"""Interpolations that `resize_pixels` knows."""
+
+
+def pixels_of(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Those of an RGB image; writable."""
+    return np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(image.height, image.width, 3)
+
+
+def resize_pixels(
+    image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], interpolation: str
+) -> UInt8[Tensor, "3 H W"]:
+    """To `size`, antialiased: within a level or two of Pillow's and three to five times as fast.
+
+    As a batch of one, laid out as channels-last: only so torch takes its fast kernel, which starts no threads.
+    """
+    batch = torch.from_numpy(np.ascontiguousarray(image)[None]).permute(0, 3, 1, 2)
+    return functional.interpolate(batch, size, mode=interpolation, antialias=True)[0]
+
+
+def file_content(path: Path) -> bytes | None:
+    """The file's bytes; None where `decode` has to say what is wrong."""
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except (OSError, ValueError):
+        return None
