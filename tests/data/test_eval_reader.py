@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vertebra.data import DecodeError, create_transform, decode, jpeg
-from vertebra.data.eval_reader import OVERSIZE, EvalReader, eval_reader
+from vertebra.data.eval_reader import OVERSIZE, EvalReader, Source, eval_reader
 from vertebra.data.transforms import ToBytes
 
 CONFIG: dict[str, object] = {
@@ -26,12 +26,17 @@ CONFIG: dict[str, object] = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
+"""As `resolve_model_data_config` gives it."""
 
 
 def reader(**changes: object) -> EvalReader:
     found = eval_reader({**CONFIG, **changes})
     assert found is not None
     return found
+
+
+def levels(read: EvalReader, source: Source) -> torch.Tensor:
+    return torch.from_numpy(read.levels(source))
 
 
 def exactly(image: Image.Image, **changes: object) -> torch.Tensor:
@@ -74,14 +79,27 @@ def test_levels_are_those_of_the_exact_way(
     side, share = size
     changes = {"input_size": (3, side, side), "crop_pct": share, "interpolation": interpolation}
     image = smooth(width, height)
-    assert apart(reader(**changes)(image), exactly(image, **changes)) <= 2
+    assert apart(levels(reader(**changes), image), exactly(image, **changes)) <= 2
+
+
+def test_values_are_normalised_by_photo_or_by_batch() -> None:
+    image = smooth(120, 90)
+    config = {key: value for key, value in CONFIG.items() if key != "crop_mode"}
+    wanted = create_transform(**config, is_training=False)(image)
+    alone, together = reader(), eval_reader(CONFIG, on="meta")  # any device that is no processor
+    assert alone.batch is None
+    torch.testing.assert_close(alone(image), wanted, rtol=0, atol=2 / 255 / 0.224 + 1e-6)
+    assert together is not None
+    assert together.batch is not None
+    assert together(image).dtype == torch.uint8
+    assert together.batch.get_buffer("factor").device.type == "meta"  # photos and what finishes them lie in one place
 
 
 def test_photos_too(shared_data: Path) -> None:
     changes = {"input_size": (3, 224, 224)}
     read = reader(**changes)
     for photo in sorted((shared_data / "photos").glob("*.JPEG"))[:20]:
-        assert apart(read(photo), exactly(decode(photo), **changes)) <= 3
+        assert apart(levels(read, photo), exactly(decode(photo), **changes)) <= 3
 
 
 def test_every_source_reads_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +120,7 @@ def test_photos_are_turned_upright(orientation: int) -> None:
     exif[0x0112] = orientation
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95, exif=exif)
-    assert apart(reader()(buffer.getvalue()), exactly(decode(buffer.getvalue()))) <= 2
+    assert apart(levels(reader(), buffer.getvalue()), exactly(decode(buffer.getvalue()))) <= 2
 
 
 def test_large_jpegs_are_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +135,9 @@ def test_large_jpegs_are_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> Non
     read = reader()  # resizes the shorter side to 73
     for shorter, reduction in ((2 * OVERSIZE * 73 - 1, 1), (2 * OVERSIZE * 73, 2), (600, 4), (3000, 8)):
         content = as_jpeg(smooth(shorter + 40, shorter))
-        assert apart(read(content), exactly(decode(content))) <= 16  # the scaled transform blurs a little otherwise
+        assert (
+            apart(levels(read, content), exactly(decode(content))) <= 16  # it blurs a little otherwise
+        )  # the scaled transform blurs a little otherwise
         assert asked.pop() == reduction
 
 
@@ -125,7 +145,7 @@ def test_a_long_strip_takes_no_memory() -> None:
     for size in ((40_000, 8), (8, 40_000)):
         assert reader(input_size=(3, 224, 224))(smooth(*size)).shape == (3, 224, 224)
     strip = smooth(3000, 100)
-    assert apart(reader()(strip), exactly(strip)) <= 8  # its middle may lie half a pixel aside
+    assert apart(levels(reader(), strip), exactly(strip)) <= 8  # its middle may lie half a pixel aside
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The one walk from a photo to its labels, with real weights and real photos where those decide."""
 
 import io
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -211,6 +212,12 @@ def test_batch_and_single_photo_get_the_transforms_own_numbers(tiny: Backbone, s
     assert torch.equal(steps.batch(torch.stack([steps.one(decode(photo)) for photo in photos])), wanted)
     exact = Predictor(tiny, exact=True)
     assert torch.equal(torch.stack([exact.prepare(photo) for photo in photos]), wanted)
+
+
+def test_what_reads_can_be_sent_to_a_process_that_was_not_forked() -> None:
+    """As macOS and Windows start theirs, and Linux from Python 3.14 on."""
+    for exact in (True, False):
+        assert pickle.dumps(split(create_transform(224, is_training=False), exact=exact))
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from typing import BinaryIO, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from PIL import Image
 from torch import Tensor
 
 from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
-from vertebra.data.jpeg import decode_upright, jpeg_header
+from vertebra.data.jpeg import decode_upright, jpeg_content, jpeg_header
 from vertebra.data.normalize import NormalizeBatch
-from vertebra.data.pixels import RESIZABLE, file_content, pixels_of, resize_pixels
+from vertebra.data.pixels import RESIZABLE, pixels_of, resize_pixels
 
 OVERSIZE = 2
 """A JPEG is decoded at a reduced scale only where this many times the wanted side remain: the resize that follows then
@@ -33,9 +33,10 @@ Source = bytes | str | os.PathLike[str] | BinaryIO | Image.Image
 
 
 class EvalReader:
-    """Decode, resize the shorter side, crop the middle square; uint8 (3, h, w).
+    """Decode, resize the shorter side, crop the middle square, normalise: float32 (3, h, w).
 
-    `batch` finishes what several of these were stacked to. A file that cannot be read raises `DecodeError`, naming it.
+    With `on` another device than the processor, photos stay uint8 until `batch`, which lies there, normalises many at
+    once. A file that cannot be read raises `DecodeError`, naming it.
     """
 
     def __init__(
@@ -46,14 +47,27 @@ class EvalReader:
         mean: Sequence[float],
         std: Sequence[float],
         max_pixels: int | None = DEFAULT_MAX_PIXELS,
+        on: torch.device | str = "cpu",
     ) -> None:
         self.side = side
         self.shorter = math.floor(side / crop_pct)
         self.interpolation = interpolation
         self.max_pixels = max_pixels
-        self.batch = NormalizeBatch(mean, std)
+        normalize = NormalizeBatch(mean, std)
+        self._factor, self._offset = (normalize.get_buffer(name).numpy() for name in ("factor", "offset"))
+        self.batch = None if torch.device(on).type == "cpu" else NormalizeBatch(mean, std).to(on)
 
-    def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
+    def __call__(self, source: Source) -> Num[Tensor, "3 h w"]:
+        # By numpy: torch would start a pool of threads in each reading thread, which spin for a while after each use.
+        levels = self.levels(source)
+        if self.batch is not None:
+            return torch.from_numpy(levels)
+        values = np.multiply(levels, self._factor, dtype=np.float32)
+        values += self._offset
+        return torch.from_numpy(values)
+
+    def levels(self, source: Source) -> UInt8[np.ndarray, "3 h w"]:
+        """What the crop shows, 0 to 255."""
         image = self._pixels(source)
         height, width = image.shape[:2]
         least = min(height, width)
@@ -64,16 +78,14 @@ class EvalReader:
         size = int(self.shorter * height / least), int(self.shorter * width / least)  # truncated, as `Resize` does
         resized = resize_pixels(image, size, self.interpolation)
         top, left = (round((n - self.side) / 2) for n in size)
-        crop = resized[:, top : top + self.side, left : left + self.side]
-        # Not by torch, whose copies would start a pool of threads in each reading thread.
-        return torch.from_numpy(np.ascontiguousarray(crop.numpy()))
+        return np.ascontiguousarray(resized.numpy()[:, top : top + self.side, left : left + self.side])
 
     def _pixels(self, source: Source) -> UInt8[np.ndarray, "h w 3"]:
         if isinstance(source, Image.Image):
             return pixels_of(source)
         content = source if isinstance(source, bytes) else None
         if isinstance(source, (str, os.PathLike)):
-            content = file_content(Path(source))
+            content = jpeg_content(Path(source))
         quick = None if content is None else self._jpeg(content)
         if quick is not None:
             return quick
@@ -96,7 +108,11 @@ class EvalReader:
         return decode_upright(content, header, reduction)
 
 
-def eval_reader(config: Mapping[str, object], max_pixels: int | None = DEFAULT_MAX_PIXELS) -> EvalReader | None:
+def eval_reader(
+    config: Mapping[str, object],
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    on: torch.device | str = "cpu",
+) -> EvalReader | None:
     """For what `resolve_model_data_config` gives; None where only `create_transform` knows how."""
     size = cast("tuple[int, int, int]", config["input_size"])
     share = cast("float", config["crop_pct"])
@@ -106,4 +122,4 @@ def eval_reader(config: Mapping[str, object], max_pixels: int | None = DEFAULT_M
     mean, std = (cast("Sequence[float]", config[key]) for key in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3:
         return None
-    return EvalReader(size[1], share, cast("str", config["interpolation"]), mean, std, max_pixels)
+    return EvalReader(size[1], share, cast("str", config["interpolation"]), mean, std, max_pixels, on)

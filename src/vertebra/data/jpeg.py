@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+_START = b"\xff\xd8"
 _PLAIN = frozenset((0xC0, 0xC1, 0xC2))
 """Start-of-frame markers of Huffman-coded JPEGs: baseline, extended, progressive."""
 _APP1 = 0xE1
@@ -34,9 +36,21 @@ class Header(NamedTuple):
     """It holds what may say that it is to be turned."""
 
 
+def jpeg_content(path: Path) -> bytes | None:
+    """The file's bytes, where it is a JPEG by its first two; None of any other, of which nothing more is read."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            start = file.read(2)
+            return start + file.read() if start == _START else None
+    except (OSError, ValueError):
+        return None  # `decode` says what is wrong
+
+
 def jpeg_header(content: bytes) -> Header | None:
     """None for all but JPEGs with one or three 8-bit components."""
-    if content[:2] != b"\xff\xd8":
+    if content[:2] != _START:
         return None
     at, end, turnable = 2, len(content), False
     while at + 10 <= end and content[at] == 0xFF:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -29,11 +27,3 @@ def resize_pixels(
     """
     batch = torch.from_numpy(np.ascontiguousarray(image)[None]).permute(0, 3, 1, 2)
     return functional.interpolate(batch, size, mode=interpolation, antialias=True)[0]
-
-
-def file_content(path: Path) -> bytes | None:
-    """The file's bytes; None where `decode` has to say what is wrong."""
-    try:
-        return path.read_bytes() if path.is_file() else None
-    except (OSError, ValueError):
-        return None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
@@ -95,15 +96,15 @@ class Predictor:
             raise VertebraError(
                 "this model has no classifier (num_classes=0), so it names no classes; call it directly"
             )
-        config = _data_config(model) if transform is None else None
-        quick = None if config is None or exact else eval_reader(config, max_pixels)
-        self._reader = quick or split(transform or _default_transform(config), exact=exact, max_pixels=max_pixels)
         self.labels = _class_names(model, labels)
         self.top = min(top, len(self.labels))
         self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
         dtype = "f32" if exact else "auto"
         self.run = self.model = _placed(model, device)
         self.device, self.dtype = _place(self.model)
+        config = _data_config(model) if transform is None else None
+        quick = None if config is None or exact else eval_reader(config, max_pixels, self.device)
+        self._reader = quick or split(transform or _default_transform(config), exact=exact, max_pixels=max_pixels)
         self.multi_label = bool(model.pretrained_cfg.get("multi_label"))
         """Each class is answered by itself: probabilities do not add up to 1."""
         self._speed = None
@@ -134,7 +135,7 @@ class Predictor:
                 self._shift(expected, seen, time.monotonic() - start)
                 seen += len(chunk)
                 good = [tensor for _, tensor in chunk if isinstance(tensor, Tensor)]
-                answers = iter(self.answer(self._finish(self._to_device(torch.stack(good)))) if good else [])
+                answers = iter(self.answer(self._finish(self._to_device(_stack(good)))) if good else [])
                 for source, tensor in chunk:
                     yield source, next(answers) if isinstance(tensor, Tensor) else tensor
         finally:
@@ -174,6 +175,13 @@ class Predictor:
         best = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).topk(self.top)
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Prediction(tuple(self.labels[i] for i in where), tuple(where), tuple(p)) for where, p in rows]
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """(b, c, h, w). In this thread alone: torch's others would spin on, beside those that read."""
+    if images[0].device.type != "cpu":
+        return torch.stack(images)
+    return torch.from_numpy(np.stack([image.numpy() for image in images]))
 
 
 def _placed(model: Classifier, device: torch.device | str | None) -> Classifier:

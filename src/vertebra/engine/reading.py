@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,17 @@ AHEAD = 2
 """Batches that are read, or being read, before anybody asked for them."""
 Transform = Callable[[Image.Image], Tensor]
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """(c, h, w) uint8 of what `geometry` makes. Worker processes get it by pickle, which takes no local function."""
+
+    geometry: Callable[[Image.Image], Image.Image]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        # Not by torch, which would start a pool of threads in each reading thread.
+        return torch.from_numpy(np.array(self.geometry(image))).permute(2, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +72,7 @@ def split(transform: Transform, *, exact: bool, max_pixels: int | None = DEFAULT
         side = OVERSIZE * (first.size if isinstance(first.size, int) else max(first.size))
     if kinds[-2:] != [ours.ToTensor, ours.Normalize] or len(steps) < 3:
         return Steps(transform, None, side, max_pixels)
-    geometry: Callable[[Image.Image], Any] = v2.Compose(steps[:-2])
-    return Steps(lambda image: _levels(geometry(image)), v2.Compose(steps[-2:]), side, max_pixels)
-
-
-def _levels(image: Image.Image) -> Tensor:
-    """(c, h, w) uint8. No torch arithmetic: it would start a pool of threads in each reading thread."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return Steps(Levels(v2.Compose(steps[:-2])), v2.Compose(steps[-2:]), side, max_pixels)
 
 
 def default_workers() -> int:

@@ -18,8 +18,8 @@ from torchvision.transforms.v2 import functional as kernels
 
 from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
 from vertebra.data.draws import uniforms
-from vertebra.data.jpeg import Header, decode_upright, jpeg_header, orientation
-from vertebra.data.pixels import RESIZABLE, file_content, pixels_of, resize_pixels
+from vertebra.data.jpeg import Header, decode_upright, jpeg_content, jpeg_header, orientation
+from vertebra.data.pixels import RESIZABLE, pixels_of, resize_pixels
 
 _ATTEMPTS = 10
 
@@ -86,7 +86,7 @@ class TrainReader:
         if isinstance(source, Image.Image):
             top, left, rows, columns = self._box(source.height, source.width, draws)
             return pixels_of(source.crop((left, top, left + columns, top + rows)))
-        content = source if isinstance(source, bytes) else file_content(Path(source))
+        content = source if isinstance(source, bytes) else jpeg_content(Path(source))
         if content is None:
             return self._crop(decode(source, max_pixels=self.max_pixels), draws)
         try:
