@@ -75,6 +75,7 @@ def test_what_is_unclear_is_refused_with_the_setting_that_helps(folder: Path) ->
         (ages, {"columns": ["cat", "agee"]}, "no column of classes 'agee'.*did you mean 'age'"),
         (ages, {"columns": ["cat"]}, "only one class"),
         (labels, {"separator": "|", "columns": ["cat"]}, "give one"),
+        (labels, {"separator": ""}, "separator of labels is empty"),
         (folder, {"separator": "|"}, "are for tables"),
     ]
     for source, options, message in cases:
