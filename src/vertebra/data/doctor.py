@@ -14,11 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vertebra.data.datasets import PHOTO, Dataset, Part, class_counts
+from vertebra.data.datasets import Dataset, Part, class_counts
 from vertebra.data.loader import Loader, Order
 from vertebra.data.look import LOOK, look
 from vertebra.data.members import list_folder
 from vertebra.data.near import alike, groups
+from vertebra.spec.photo import PHOTO
 
 TINY = 32
 """Shorter sides below this many pixels are tiny."""
