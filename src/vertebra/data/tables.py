@@ -59,7 +59,8 @@ def read_table(path: Path, separator: str | None = None, columns: Sequence[str] 
             cell = tuple(name for name, column in classes.items() if _marked(line[column], name, where))
         else:
             cell = _classes(line[at], separator, several, where)
-        found.append((str(line[image]), cell, "" if split is None else str(line[split] or "").strip()))
+        named = "" if split is None or split >= len(line) else str(line[split] or "").strip()  # a short line: empty
+        found.append((str(line[image]), cell, named))
     return Table(found, tuple(classes) or None)
 
 
