@@ -1,16 +1,28 @@
-"""What a run makes of its data's names."""
+"""The parts of a run that need neither a model nor a step: names, the table of its split, workers."""
 
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
 
 from vertebra.data.datasets import Dataset, Part
 from vertebra.data.members import Member
+from vertebra.engine import setup
+from vertebra.engine.config import RunConfig
+from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import readable, split_table
 from vertebra.spec import VertebraError
+
+
+def test_all_cores_but_one_read_up_to_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for allowed, workers in ((1, 1), (2, 2), (4, 3), (9, 8), (16, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=allowed: set(range(n)), raising=False)
+        assert setup._workers(RunConfig()) == workers
+    assert setup._workers(with_settings(RunConfig(), ["data.workers=5"])) == 5
 
 
 def test_folders_are_called_as_a_table_says_and_no_two_alike(tmp_path: Path) -> None:

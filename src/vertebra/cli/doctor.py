@@ -74,7 +74,7 @@ def _examine(dataset: "Dataset", workers: int | None) -> "Report":
 
     from vertebra.data.doctor import examine
     from vertebra.data.loader import default_workers
-    from vertebra.engine.reading import default_workers as cores
+    from vertebra.runtime.machine import cores
 
     total = sum(map(len, dataset.parts.values()))
     chosen = min(default_workers(cores()), total // 500) if workers is None else workers  # few are read sooner here

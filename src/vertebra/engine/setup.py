@@ -30,14 +30,13 @@ from vertebra.engine.learner import frozen_depth, make_model
 from vertebra.engine.losses import Distillation, class_weights, create_loss
 from vertebra.engine.multilabel import settle
 from vertebra.engine.optim import create_optimizer
-from vertebra.engine.reading import default_workers as cores
 from vertebra.engine.schedule import Schedule
 from vertebra.engine.settings import check
 from vertebra.engine.sharding import shard
 from vertebra.engine.teacher import Remembered, Teacher, load_teacher
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import freeze
-from vertebra.runtime.machine import native_bf16
+from vertebra.runtime.machine import cores, native_bf16
 from vertebra.runtime.memory import keep_freed_memory
 from vertebra.spec import VertebraError
 
