@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tarfile
 import types
@@ -94,6 +95,65 @@ def test_a_folder_of_zips_named_after_their_splits(tmp_path: Path) -> None:
     check_content(open_dataset(out))
 
 
+def test_the_end_of_an_archives_name_may_be_in_capitals(tmp_path: Path) -> None:
+    photos, out = tree(tmp_path / "photos"), tmp_path / "zips"
+    out.mkdir()
+    pack(photos, out / "VAL.ZIP", "val/")
+    pack(photos, out / "._VAL.zip")  # what a Mac leaves
+    for source in (out, out / "VAL.ZIP"):
+        assert sizes(open_dataset(source)) == {"val": 9}
+        check_content(open_dataset(source))
+
+
+@pytest.mark.parametrize("name", ["old.zip", "OLD.TAR"])
+def test_archives_beside_class_folders_hide_none_of_them(tmp_path: Path, name: str) -> None:
+    (tree(tmp_path) / name).write_bytes(b"")
+    with pytest.raises(VertebraError, match=rf"archives \({name}\) and photos \(cat/0.png\)"):
+        open_dataset(tmp_path)
+
+
+def test_links_are_followed_but_never_in_a_ring(tmp_path: Path) -> None:
+    root, elsewhere = tree(tmp_path / "photos" / "train"), tree(tmp_path / "elsewhere")
+    (root / "cat").rename(tmp_path / "cats")
+    (root / "cat").symlink_to(tmp_path / "cats")
+    (root.parent / "val").symlink_to(elsewhere, target_is_directory=True)
+    (root / "dog" / "up").symlink_to(root.parent, target_is_directory=True)
+    dataset = open_dataset(root.parent)
+    assert sizes(dataset) == {"train": 9, "val": 9}
+    check_content(dataset)
+
+
+def test_one_folder_under_two_names_is_two_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path / "photos")
+    (root / "fox").symlink_to(root / "dog", target_is_directory=True)
+    assert Counter(open_dataset(root).parts["train"].labels) == dict.fromkeys(range(4), 3)
+
+
+def test_a_link_to_nowhere_is_named_when_it_is_read(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    (root / "cat" / "8.png").symlink_to(tmp_path / "gone.png")
+    (root / "cat" / "9.png").symlink_to(root / "cat" / "9.png")
+    part = open_dataset(root).parts["train"]
+    lost = [sample for sample in part.samples if sample.size == 0]
+    assert [Path(sample.name).name for sample in lost] == ["8.png", "9.png"]
+    for sample in lost:
+        with pytest.raises(VertebraError, match=rf"{sample.name}: cannot be read"):
+            sample.read()
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, original = tree(tmp_path) / "dog", os.scandir
+
+    def scandir(path: Any) -> Any:  # whoever runs the tests may be allowed everything
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(VertebraError, match=f"{closed}: cannot be read: Permission denied"):
+        open_dataset(tmp_path)
+
+
 def test_threads_read_a_zip_without_getting_in_each_others_way(tmp_path: Path) -> None:
     dataset = open_dataset(pack(tree(tmp_path / "photos", each=30), tmp_path / "photos.zip"))
     part = dataset.parts["train"]
@@ -135,7 +195,9 @@ def test_tables_of_path_and_label(tmp_path: Path, suffix: str) -> None:
     check_content(dataset)
 
 
-def test_a_hub_dataset_through_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[str, tuple[list[Any], list[Any]]]) -> None:
+    """The library `datasets` as far as it is used, with (labels, images) for each split of o/pets."""
+
     class Images:
         def __init__(self, decode: bool = True) -> None:
             self.decode = decode
@@ -145,7 +207,8 @@ def test_a_hub_dataset_through_its_library(tmp_path: Path, monkeypatch: pytest.M
             self.names = list(COLOURS)
 
     class Table:
-        def __init__(self) -> None:
+        def __init__(self, labels: list[Any], images: list[Any]) -> None:
+            self.labels, self.images = labels, images
             self.features: dict[str, Any] = {"picture": Images(), "kind": ClassLabel()}
 
         def cast_column(self, column: str, kind: Images) -> Table:
@@ -154,18 +217,41 @@ def test_a_hub_dataset_through_its_library(tmp_path: Path, monkeypatch: pytest.M
             return self
 
         def __getitem__(self, key: int | str) -> Any:
-            labels = [0, 1, 2]
-            return labels if key == "kind" else {"picture": {"bytes": png(list(COLOURS.values())[int(key)])}}
+            return self.labels if key == "kind" else {"picture": self.images[int(key)]}
 
     fake: Any = types.ModuleType("datasets")
     fake.Image, fake.ClassLabel = Images, ClassLabel
-    splits = {("o/pets", None): {"train": Table(), "validation": Table()}}
-    fake.load_dataset = lambda name, config: splits[name, config]
+    found = {("o/pets", None): {name: Table(*columns) for name, columns in splits.items()}}
+    fake.load_dataset = lambda name, config: found[name, config]
     monkeypatch.setitem(sys.modules, "datasets", fake)
+
+
+IMAGES = [{"bytes": png(colour), "path": None} for colour in COLOURS.values()]
+
+
+def test_a_hub_dataset_through_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, {"train": ([0, 1, 2], IMAGES), "validation": ([0, 1, 2], IMAGES)})
     dataset = open_dataset("hf:o/pets")
     assert dataset.classes == tuple(COLOURS)
     assert sizes(dataset) == {"train": 3, "val": 3}
     check_content(dataset)
+
+
+@pytest.mark.parametrize("none", [-1, None])
+def test_what_a_hub_dataset_has_no_label_for_is_of_no_class(monkeypatch: pytest.MonkeyPatch, none: int | None) -> None:
+    hub(monkeypatch, {"train": ([0, 1, 2], IMAGES), "test": ([none] * 3, IMAGES)})
+    assert sizes(open_dataset("hf:o/pets")) == {"train": 3}
+    hub(monkeypatch, {"train": ([0, none, 2], IMAGES)})
+    with pytest.raises(VertebraError, match=r"hf:o/pets: train\[1\] has no label, and 1 of its 3 rows"):
+        open_dataset("hf:o/pets")
+
+
+def test_an_image_that_a_hub_dataset_lacks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nothing = {"bytes": None, "path": None}
+    hub(monkeypatch, {"train": ([0, 1, 2], [None, nothing, {"bytes": None, "path": str(tmp_path / "gone.png")}])})
+    for index, sample in enumerate(open_dataset("hf:o/pets").parts["train"].samples):
+        with pytest.raises(VertebraError, match=rf"^train\[{index}\]: cannot be read: (there is no|No such)"):
+            sample.read()
 
 
 def test_a_hub_dataset_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,6 +253,60 @@ def test_the_command_names_what_is_wrong_and_what_to_do(photos: Path) -> None:
     assert "mend the errors first (1 unreadable)" in failed.stdout.splitlines()[-1]
 
 
+@pytest.fixture
+def several(photos: Path) -> Path:
+    """The same with any number of classes a photo: all have both but for one of one, and one of none."""
+    files = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.png"))
+    lines = [f"{file},{file.split('/')[0]},cat|dog" for file in files]
+    lines[0], lines[1] = f"{files[0]},train,", f"{files[1]},train,dog"
+    table = photos / "labels.csv"
+    table.write_text("\n".join(["path,split,label", *lines]) + "\n")
+    return table
+
+
+def test_several_labels_a_photo(several: Path) -> None:
+    cat = several.parent / "train" / "cat"
+    done = run(several, "--label-separator", "|")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == "data       12 train, 6 val images, 2 classes"
+    assert done.stdout.splitlines()[-1].endswith("--set 'data.label_separator=|' --set loss.kind=bce --model NAME")
+    shutil.copy(cat / "2.png", cat / "1.png")  # dog, and both
+    shutil.copy(cat / "4.png", cat / "3.png")  # both
+    found = run(several, "--label-separator=|", "--all")
+    assert found.exit_code == 1
+    assert found.stdout.splitlines() == [
+        f"error\tconflict\t{cat}/1.png = {cat}/2.png  (dog, cat|dog)",
+        f"warning\tduplicate\t{cat}/3.png = {cat}/4.png",
+    ]
+    assert run(several, "--label-separator=|").stdout.splitlines()[-1].endswith("--label-separator '|' --all")
+
+
+def test_without_the_separator_it_says_how_to_give_it(several: Path) -> None:
+    for text in (several.read_text(), several.read_text().replace(",\n", ",cat\n").replace("|dog\n", "\n", 5)):
+        several.write_text(text)
+        done = run(several)
+        assert done.exit_code == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "doctor and validate: --label-separator '|'" in done.stderr
+
+
+def test_columns_and_lists_of_classes(photos: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    files = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.png"))
+    (photos / "t.csv").write_text("\n".join(["path,cat,dog,age", *(f"{f},1,{i % 2},{i}" for i, f in enumerate(files))]))
+    assert "--label-column a --label-column b" in run(photos / "t.csv").stderr
+    done = run(photos / "t.csv", "--label-column=cat", "--label-column=dog", "--json")
+    record = json.loads(done.stdout)
+    assert (record["splits"], record["counts"]) == ({"train": 18}, {"train": {"cat": 18, "dog": 9}})
+    said = run(photos / "t.csv", "--label-column=cat", "--label-column=dog").stdout.splitlines()[-1]
+    assert """--set 'data.label_columns=["cat", "dog"]' --set loss.kind=bce""" in said
+    lists = [["cat", "dog"], ["cat"], [], *([["dog"]] * (len(files) - 3))]
+    parquet.write_table(pa.table({"path": files, "label": lists}), photos / "t.parquet")
+    assert diagnose(photos / "t.parquet").counts == {"train": {"cat": 2, "dog": 16}}
+
+
 def test_json_is_one_object_with_every_case(photos: Path) -> None:
     shutil.copy(photos / "train" / "cat" / "0.png", photos / "val" / "cat" / "9.png")
     done = run(photos, "--json")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torchvision.models import ResNet18_Weights
 
 from vertebra.data import imagenet1k_labels, labels_for, load_labels
+from vertebra.data.labels import places
 from vertebra.spec.errors import VertebraError
 
 IN1K = {"tag": "fb_in1k", "num_classes": 1000}
@@ -123,3 +124,8 @@ def test_imagenet_checkpoints_have_imagenet_names(tag: str) -> None:
 )
 def test_a_thousand_classes_of_something_else_have_no_names(config: dict[str, object] | None) -> None:
     assert labels_for(1000, config) is None
+
+
+def test_classes_are_found_by_name_the_first_of_equals() -> None:
+    assert places(("dog", "cat"), ("cat", "eel", "dog", "cat")) == ([2, 0], [])
+    assert places(("dog", "fox", "cat"), ("cat", "dog")) == ([1, 0], ["fox"])

@@ -75,11 +75,17 @@ def test_what_is_unclear_is_refused_with_the_setting_that_helps(folder: Path) ->
         (ages, {"columns": ["cat", "agee"]}, "no column of classes 'agee'.*did you mean 'age'"),
         (ages, {"columns": ["cat"]}, "only one class"),
         (labels, {"separator": "|", "columns": ["cat"]}, "give one"),
+        (labels, {"separator": ""}, "separator of labels is empty"),
         (folder, {"separator": "|"}, "are for tables"),
     ]
     for source, options, message in cases:
         with pytest.raises(VertebraError, match=message):
             open_dataset(source, **options)
+
+
+def test_a_line_that_ends_before_its_split_has_none(folder: Path) -> None:
+    dataset = open_dataset(write(folder, "t.csv", "path,label,split", ["cat,train", "dog", "cat,val", "dog,"]))
+    assert {name: part.labels for name, part in dataset.parts.items()} == {"train": (0, 1, 1), "val": (0,)}
 
 
 def test_names_with_commas_that_are_no_lists_stay(folder: Path) -> None:

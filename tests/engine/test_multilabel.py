@@ -19,6 +19,8 @@ from vertebra.cli import app
 from vertebra.engine import outdir
 from vertebra.engine.config import RunConfig
 from vertebra.engine.multilabel import MultiAnswers, measure, settle, smoothed
+from vertebra.engine.progress import Progress
+from vertebra.engine.report import SAMPLES, Reporter
 from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import build
 from vertebra.engine.train import Result as Done
@@ -68,6 +70,24 @@ def test_a_run_learns_them_and_keeps_the_epoch_of_the_best_map(trained: Done) ->
     assert record["map"] == pytest.approx(max(maps), abs=1e-5)
     assert [row["name"] for row in record["classes"]] == list(NAMES)
     assert record["map"] == pytest.approx(np.mean([row["ap"] for row in record["classes"]]), abs=1e-5)
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_the_report_names_every_class_of_a_sample_and_none(
+    trained: Done, table: Path, tmp_path: Path, mixes: bool
+) -> None:
+    text = (trained.out / "report.html").read_text()
+    assert "Finished, epoch 6 of 6" in text
+    assert "What the network sees" in text
+    off = () if mixes else ("augment.mixup=0", "augment.cutmix=0")
+    run = build(tiny_run(table, *SEVERAL, *off), tmp_path)
+    captions = [sample.caption for sample in Reporter(run, tmp_path, Progress(None))._samples]
+    assert len(captions) == SAMPLES
+    if not mixes:
+        own = [run.train.part.classes_of(int(i)) for i in run.train.peek(SAMPLES).indices]
+        assert () in own
+        assert max(map(len, own)) > 2
+        assert captions == [", ".join(NAMES[label] for label in labels) or "no class" for labels in own]
 
 
 def test_its_answers_are_sigmoids_wherever_it_is_loaded(trained: Done, table: Path, tmp_path: Path) -> None:

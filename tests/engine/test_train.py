@@ -312,6 +312,10 @@ def test_images_grow_over_the_run(photos: Path, tmp_path: Path, monkeypatch: pyt
     )
     larger = with_settings(config, ["data.image_size=96", "epochs=6"])
     assert [side(larger, epoch) for epoch in range(6)] == [32, 32, 64, 64, 96, 96]
+    uneven = with_settings(config, ["data.start_size=64", "data.image_size=112", "epochs=6"])
+    assert [side(uneven, epoch) for epoch in range(6)] == [64, 64, 64, 96, 112, 112]
+    little = with_settings(config, ["data.start_size=48", "epochs=3"])
+    assert [side(little, epoch) for epoch in range(3)] == [48, 48, 64]
     trained, validated = list[int](), set[int]()
     forward = Dla.forward
 

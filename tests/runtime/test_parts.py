@@ -31,6 +31,17 @@ def test_buckets_hold_every_image_and_little_else(count: int, largest: int) -> N
         assert (bucket - taken) / bucket <= buckets.WASTE
 
 
+@pytest.mark.parametrize(("allowed", "processes", "share"), [(16, None, 16), (16, "4", 4), (2, "4", 1), (1, "1", 1)])
+def test_processes_of_one_torchrun_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, processes: str | None, share: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert machine.cores() == share
+
+
 @given(st.integers(1, 40))
 def test_bucketed_answers_are_in_order(count: int) -> None:
     sizes = list[int]()

@@ -1,5 +1,7 @@
 """`vertebra doctor`: what is wrong with a data set, before a training finds out."""
 
+import json
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,6 +9,8 @@ import typer
 from vertebra.cli.text import console, print_json, put, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from vertebra.data.datasets import Dataset
@@ -24,6 +28,13 @@ def doctor(
         str, typer.Argument(metavar="DATA", help="Class folders, .zip, .tar, .csv, .tsv, .parquet or hf:NAME.")
     ],
     everything: Annotated[bool, typer.Option("--all", help="A line for each case, in place of the table.")] = False,
+    label_separator: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="In a table, what stands between a photo's labels.")
+    ] = None,
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="In a table, a column of 0 and 1 that is a class; give each of them."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="by cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every case.")] = False,
 ) -> None:
@@ -40,16 +51,19 @@ def doctor(
     `vertebra doctor photos/ --all | grep unreadable`
 
     `vertebra doctor train.zip --json > findings.json`
-    """
-    from vertebra.data.datasets import open_dataset
 
-    report = _examine(open_dataset(data), workers)
+    `vertebra doctor labels.csv --label-separator '|'`
+    """
+    from vertebra.data.datasets import one_each, open_dataset
+
+    dataset = one_each(open_dataset(data, separator=label_separator, columns=label_column or ()))
+    report = _examine(dataset, workers)
     if as_json:
         print_json(report.as_record())
     elif everything:
         _print_all(report)
     else:
-        _print(report)
+        _print(report, _told(dataset.multi_label, label_separator, label_column or ()))
     if report.of("error"):
         raise typer.Exit(1)
 
@@ -60,7 +74,7 @@ def _examine(dataset: "Dataset", workers: int | None) -> "Report":
 
     from vertebra.data.doctor import examine
     from vertebra.data.loader import default_workers
-    from vertebra.engine.reading import default_workers as cores
+    from vertebra.runtime.machine import cores
 
     total = sum(map(len, dataset.parts.values()))
     chosen = min(default_workers(cores()), total // 500) if workers is None else workers  # few are read sooner here
@@ -76,16 +90,16 @@ def _examine(dataset: "Dataset", workers: int | None) -> "Report":
         return examine(dataset, workers=chosen, seen=seen)
 
 
-def _print(report: "Report") -> None:
+def _print(report: "Report", told: tuple[str, str]) -> None:
     out = console()
-    splits = ", ".join(f"{sum(of.values()):,} {split}" for split, of in report.counts.items())
+    splits = ", ".join(f"{count:,} {split}" for split, count in report.splits.items())
     classes = len(next(iter(report.counts.values())))
     out.print(f"data       {splits} images, {classes} classes", soft_wrap=True)
     if report.findings:
         out.print()
         put(out, _table(report))
         out.print()
-    out.print(_next(report), soft_wrap=True)
+    out.print(_next(report, told), soft_wrap=True)
 
 
 def _table(report: "Report") -> "Table":
@@ -118,7 +132,8 @@ def _line(entry: "Entry", data: str, most: int | None = None) -> str:
 
 
 def _short(name: str, data: str) -> str:
-    return name.removeprefix(data.rstrip("/")).lstrip("/!")
+    inner = name.removeprefix(data.rstrip("/"))
+    return name if inner == name else inner.lstrip("/!")  # a table's photos lie beside it
 
 
 def _print_all(report: "Report") -> None:
@@ -127,14 +142,27 @@ def _print_all(report: "Report") -> None:
             typer.echo(f"{finding.level}\t{finding.kind}\t{_line(entry, report.data)}")
 
 
-def _next(report: "Report") -> str:
+def _next(report: "Report", told: tuple[str, str]) -> str:
     errors, warnings = report.of("error"), report.of("warning")
     data = shown(report.data)
+    every, train = f"vertebra doctor {data}{told[0]} --all", f"vertebra train {data}{told[1]}"
     if errors:
-        return f"next       mend the errors first ({_kinds(errors)}); every case: vertebra doctor {data} --all"
+        return f"next       mend the errors first ({_kinds(errors)}); every case: {every}"
     if warnings:
-        return f"next       no errors; every warning: vertebra doctor {data} --all; then vertebra train {data} ..."
-    return f"next       nothing found: vertebra train {data} --model NAME"
+        return f"next       no errors; every warning: {every}; then {train} ..."
+    return f"next       nothing found: {train} --model NAME"
+
+
+def _told(multi_label: bool, separator: str | None, columns: "Sequence[str]") -> tuple[str, str]:
+    """What doctor, and what train, must be told of the labels, as it stands on a command line."""
+    options = ["--label-separator", separator] if separator is not None else []
+    options += [word for name in columns for word in ("--label-column", name)]
+    settings = [f"data.label_separator={separator}"] if separator is not None else []
+    settings += [f"data.label_columns={json.dumps(columns, ensure_ascii=False)}"] if columns else []
+    settings += ["loss.kind=bce"] if multi_label else []
+    settings = [word for setting in settings for word in ("--set", setting)]
+    first, second = ("".join(f" {shown(shlex.quote(word))}" for word in words) for words in (options, settings))
+    return first, second
 
 
 def _kinds(findings: "list[Finding]") -> str:

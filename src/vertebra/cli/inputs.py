@@ -2,12 +2,10 @@
 
 import glob
 import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_PHOTO = re.compile(r"\.(jpe?g?|jfif|png|webp|gif|bmp|tiff?|avif|jp2|j2k|p[pgbn]m|ico|qoi|dds|sgi)$", re.IGNORECASE)
-"""What counts as a photo in a folder; a file named by itself may be called anything."""
+from vertebra.spec import PHOTO
 
 
 def expand(named: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
@@ -48,4 +46,4 @@ def _in_folder(folder: Path) -> tuple[list[Path], str]:
 def _walk(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
     for where, folders, files in os.walk(folder, onerror=unreadable.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(where, name) for name in files if _PHOTO.search(name) and not name.startswith("."))
+        yield from (Path(where, name) for name in files if PHOTO.search(name) and not name.startswith("."))

@@ -136,8 +136,8 @@ def _measure(
     from rich.progress import Progress
 
     from vertebra.data.loader import default_workers
-    from vertebra.engine.reading import default_workers as cores
     from vertebra.engine.validate import validate as run
+    from vertebra.runtime.machine import cores
 
     out = console()
     options: dict[str, Any] = {"batch_size": batch_size, "device": device, "exact": exact, "optimize": optimize} | extra

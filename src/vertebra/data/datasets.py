@@ -18,8 +18,8 @@ from typing import Any, Protocol, cast
 from vertebra.data.members import Member, list_folder, list_tar, list_zip
 from vertebra.data.tables import Label, check_names, read_table
 from vertebra.spec.errors import VertebraError, did_you_mean
+from vertebra.spec.photo import PHOTO
 
-PHOTO = re.compile(r"\.(jpe?g?|jfif|png|webp|gif|bmp|tiff?|avif|jp2|j2k|p[pgbn]m|ico|qoi|dds|sgi)$", re.IGNORECASE)
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
@@ -249,12 +249,24 @@ def _single(source: str) -> Iterator[Row]:
         return (Row(sample, label, _split_named(split)) for sample, label, split in rows(source.removeprefix("hf:")))
     paths = _expand(source)
     if len(paths) == 1 and paths[0].is_dir():
-        archives = sorted(p for p in paths[0].iterdir() if p.suffix in (".zip", ".tar"))
-        if not archives:
-            return _from_members([list(list_folder(paths[0]))], [None])
-        paths = archives
-    listed = [list(list_zip(path) if path.suffix == ".zip" else list_tar(path)) for path in paths]
+        members = list(list_folder(paths[0]))
+        paths = _archives(paths[0], members)
+        if not paths:
+            return _from_members([members], [None])
+    listed = [list(list_zip(path) if path.suffix.lower() == ".zip" else list_tar(path)) for path in paths]
     return _from_members(listed, [_split_of_name(path.stem) for path in paths])
+
+
+def _archives(root: Path, members: Iterable[Member]) -> list[Path]:
+    """Those in the folder itself. Raises where there are photos beside them: one of both would be left out."""
+    found = [Path(m.container) for m in members if "/" not in m.inner and m.inner.lower().endswith((".zip", ".tar"))]
+    photo = next((m.inner for m in members if PHOTO.search(m.inner)), None)
+    if found and photo is not None:
+        raise VertebraError(
+            f"{root} holds archives ({found[0].name}) and photos ({photo}), and only one of both can be the data: "
+            "move the other elsewhere"
+        )
+    return found
 
 
 def _expand(source: str) -> list[Path]:

@@ -14,11 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vertebra.data.datasets import PHOTO, Dataset, Part, class_counts
+from vertebra.data.datasets import Dataset, Part, class_counts
 from vertebra.data.loader import Loader, Order
 from vertebra.data.look import LOOK, look
 from vertebra.data.members import list_folder
 from vertebra.data.near import alike, groups
+from vertebra.spec.photo import PHOTO
 
 TINY = 32
 """Shorter sides below this many pixels are tiny."""
@@ -73,8 +74,10 @@ class Report:
     data: str
     images: int
     unreadable: int
+    splits: dict[str, int]
+    """Readable images, by split."""
     counts: dict[str, dict[str, int]]
-    """Readable images, by split and class."""
+    """The same by split and class; an image counts in each of its classes."""
     findings: tuple[Finding, ...]
 
     def of(self, level: str) -> list[Finding]:
@@ -95,7 +98,8 @@ class _Seen:
 
     classes: tuple[str, ...]
     names: list[str]
-    labels: list[int]
+    labels: list[tuple[int, ...]]
+    """One class each, or any number."""
     splits: list[str]
     looks: NDArray[np.void]
 
@@ -108,15 +112,15 @@ class _Seen:
 
 def examine(dataset: Dataset, *, workers: int = 0, seen: Callable[[int], None] | None = None) -> Report:
     """Look at every image of every split once. `seen` is told how many so far."""
-    read, bad = list[tuple[str, str, int, NDArray[np.void]]](), list[Entry]()
+    read, bad = list[tuple[str, str, tuple[int, ...], NDArray[np.void]]](), list[Entry]()
     done = 0
     for split, part in dataset.parts.items():
         loader = Loader(part, look, Order(images=len(part), batch_size=64, shuffle=False), workers=workers)
         try:
             for batch in loader.epoch(0):
                 looks = np.frombuffer(batch.images.numpy().tobytes(), LOOK)
-                at = zip(batch.indices.tolist(), batch.labels.tolist(), looks, strict=True)
-                read += [(part.samples[i].name, split, label, one) for i, label, one in at]
+                at = zip(batch.indices.tolist(), looks, strict=True)
+                read += [(part.samples[i].name, split, part.classes_of(i), one) for i, one in at]
                 bad += [Entry((part.samples[i].name,), _why(why, part.samples[i].name)) for i, why in batch.skipped]
                 done += len(looks) + len(batch.skipped)
                 if seen is not None:
@@ -125,6 +129,7 @@ def examine(dataset: Dataset, *, workers: int = 0, seen: Callable[[int], None] |
             loader.close()
     looks = np.array([one for *_, one in read], LOOK)
     found = _Seen(dataset.classes, [r[0] for r in read], [r[2] for r in read], [r[1] for r in read], looks)
+    splits = {split: found.splits.count(split) for split in dataset.parts}
     counts = _counts(dataset, found)
     findings = [
         Finding("unreadable", "error", "cannot be read", "delete them, or get them again", tuple(bad)),
@@ -135,7 +140,7 @@ def examine(dataset: Dataset, *, workers: int = 0, seen: Callable[[int], None] |
         _passed_over(dataset.source),
     ]
     ordered = sorted((f for f in findings if f.entries), key=lambda f: f.level)
-    return Report(dataset.source, done, len(bad), counts, tuple(ordered))
+    return Report(dataset.source, done, len(bad), splits, counts, tuple(ordered))
 
 
 def _why(why: str, name: str) -> str:
@@ -143,7 +148,7 @@ def _why(why: str, name: str) -> str:
 
 
 def _counts(dataset: Dataset, seen: _Seen) -> dict[str, dict[str, int]]:
-    labels: dict[str, list[int]] = defaultdict(list)
+    labels: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for split, label in zip(seen.splits, seen.labels, strict=True):
         labels[split].append(label)
     parts = {split: Part((), tuple(labels[split])) for split in dataset.parts}
@@ -179,14 +184,14 @@ def _copies(seen: _Seen) -> list[Finding]:
     of_first = {group[0]: group for group in by_content.values()}
     near = [sorted(i for a in joined for i in of_first[int(firsts[a])]) for joined in groups(pairs)]
     leak = "keep each picture in one split only: what is measured on it is too good"
-    conflict = "decide which class is right, and delete the other file"
+    conflict = "decide which is right, and delete the other file"
     again = "keep one; a validation split drawn from them would hold copies of training images"
-    look_at = "look at them: if they are one picture, one of the classes is wrong"
+    look_at = "look at them: if they are one picture, one of them is wrong"
     return [
         _group(seen, "leak", "error", "same file in several splits", leak, exact, seen.splits),
         _group(seen, "near-leak", "error", "near copy in another split", leak, near, seen.splits),
-        _group(seen, "conflict", "error", "same file in several classes", conflict, exact, seen.labels),
-        _group(seen, "near-conflict", "warning", "near copy in another class", look_at, near, seen.labels),
+        _group(seen, "conflict", "error", "same file, other classes", conflict, exact, seen.labels),
+        _group(seen, "near-conflict", "warning", "near copy, other classes", look_at, near, seen.labels),
         _group(seen, "duplicate", "warning", "same file again", again, exact, None),
         _group(seen, "near-duplicate", "warning", "near copy", again, near, None),
     ]
@@ -199,9 +204,9 @@ def _group(
     title: str,
     advice: str,
     found: Sequence[Sequence[int]],
-    apart: Sequence[str] | Sequence[int] | None,
+    apart: Sequence[str] | Sequence[tuple[int, ...]] | None,
 ) -> Finding:
-    """Those groups that differ in `apart`; None: those of one split and one class."""
+    """Those groups that differ in `apart`; None: those of one split and the same classes."""
 
     def is_one(group: Sequence[int]) -> bool:
         if apart is None:
@@ -218,7 +223,7 @@ def _group(
 
 
 def _labels(seen: _Seen) -> list[str]:
-    return [seen.classes[label] for label in seen.labels]
+    return ["|".join(seen.classes[label] for label in own) or "no class" for own in seen.labels]
 
 
 def _sizes(seen: _Seen) -> list[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,16 @@ class HubSample:
         return f"{self.split}[{self.index}]"
 
     def read(self) -> bytes:
-        stored = self.table[self.index][self.column]
-        if stored["bytes"] is not None:
-            return stored["bytes"]
-        return Path(stored["path"]).read_bytes()
+        """The image's bytes. Raises `VertebraError` where they cannot be had."""
+        try:
+            stored = self.table[self.index][self.column] or {}
+            if stored.get("bytes") is not None:
+                return stored["bytes"]
+            if stored.get("path") is not None:
+                return Path(stored["path"]).read_bytes()
+        except OSError as error:
+            raise VertebraError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+        raise VertebraError(f"{self.name}: cannot be read: there is no image in this row")
 
 
 def rows(name: str) -> Iterator[tuple[HubSample, str, str]]:
@@ -50,5 +56,17 @@ def rows(name: str) -> Iterator[tuple[HubSample, str, str]]:
             )
         names: list[str] = features[labels[0]].names
         encoded = table.cast_column(images[0], library.Image(decode=False))
-        for index, label in enumerate(encoded[labels[0]]):
+        for index, label in enumerate(_labelled(encoded[labels[0]], f"hf:{name}: {split}")):
             yield HubSample(encoded, images[0], index, split), names[label], split
+
+
+def _labelled(labels: Sequence[int | None], where: str) -> Sequence[int]:
+    """The labels of a split; none of one that has none, as contests' test splits. Raises where some are missing."""
+    known = [label for label in labels if label is not None and label >= 0]
+    if known and len(known) < len(labels):
+        first = next(index for index, label in enumerate(labels) if label is None or label < 0)
+        raise VertebraError(
+            f"{where}[{first}] has no label, and {len(labels) - len(known):,} of its {len(labels):,} rows have none; "
+            "save those that have one as class folders, or as a table of path and label"
+        )
+    return known

@@ -65,6 +65,12 @@ def labels_for(num_classes: int, pretrained_cfg: Mapping[str, object] | None) ->
     return None
 
 
+def places(classes: Sequence[str], known: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Where classes stand among those that a model knows, by name (the first of equals), and which it does not know."""
+    where = {name: index for index, name in reversed(list(enumerate(known)))}
+    return [where[name] for name in classes if name in where], [name for name in classes if name not in where]
+
+
 def _is_imagenet1k(config: Mapping[str, object]) -> bool:
     """Tags list data sets in the order of training: `fb_in22k_ft_in1k` ends on ImageNet-1k, `in1k_ft_cars` does not."""
     tag = config.get("tag")

@@ -61,13 +61,49 @@ class Member:
 
 
 def list_folder(root: Path) -> Iterator[Member]:
-    """Every file below `root` in the order of their names; hidden ones and what a Mac leaves behind are passed over."""
-    for where, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in sorted(files):
-            if not name.startswith("."):
-                path = Path(where, name)
-                yield Member(str(path), path.relative_to(root).as_posix(), path.stat().st_size)
+    """Every file below `root` in the order of their names; hidden ones and what a Mac leaves behind are passed over.
+
+    Links are followed, but for one to a folder that it lies in. Raises `VertebraError` for an unreadable folder.
+    """
+    return _below(root, "", frozenset())
+
+
+def _below(folder: Path, inner: str, above: frozenset[str]) -> Iterator[Member]:
+    """`inner`: what precedes a name inside the folder; `above`: the real paths of the folders around this one."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise VertebraError(
+            f"{folder}: cannot be read: {error.strerror or error}; what is in it would be missing"
+        ) from error
+    folders = list[str]()
+    for entry in found:
+        if _is_folder(entry):
+            folders.append(entry.name)
+        else:
+            yield Member(str(folder / entry.name), inner + entry.name, _size(entry))
+    for name in folders:
+        if not name.startswith("__MACOSX"):
+            yield from _below(folder / name, f"{inner}{name}/", above | {real})
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """0 where a link leads nowhere: reading it names it."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
 
 
 def list_zip(path: Path) -> Iterator[Member]:

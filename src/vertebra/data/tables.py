@@ -38,6 +38,8 @@ def read_table(path: Path, separator: str | None = None, columns: Sequence[str] 
     header, lines = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
     names = [name.strip().lower() for name in header]
     image, label, split = (_column(names, wanted) for wanted in (_PATH, _LABEL, _SPLIT))
+    if separator == "":
+        raise VertebraError("the separator of labels is empty; give what stands between two, as '|'")
     if columns and separator:
         raise VertebraError("labels stand in one column, parted by a separator, or in columns of 0 and 1; give one")
     classes = _class_columns(path, header, columns, {image, split}) if columns or label is None else {}
@@ -57,7 +59,8 @@ def read_table(path: Path, separator: str | None = None, columns: Sequence[str] 
             cell = tuple(name for name, column in classes.items() if _marked(line[column], name, where))
         else:
             cell = _classes(line[at], separator, several, where)
-        found.append((str(line[image]), cell, "" if split is None else str(line[split] or "").strip()))
+        named = "" if split is None or split >= len(line) else str(line[split] or "").strip()  # a short line: empty
+        found.append((str(line[image]), cell, named))
     return Table(found, tuple(classes) or None)
 
 
@@ -66,7 +69,7 @@ def _classes(cell: Any, separator: str | None, several: bool, where: str) -> Lab
         if cell in ("", None):
             raise VertebraError(
                 f"{where} has no path or no label; where images may have none or several, give what stands between two "
-                "(data.label_separator='|')"
+                "(data.label_separator='|'; doctor and validate: --label-separator '|')"
             )
         return str(cell).strip()
     parts: list[Any] = cast("list[Any]", cell) if isinstance(cell, list) else str(cell or "").split(separator)
@@ -88,7 +91,8 @@ def _marked(cell: Any, name: str, where: str) -> bool:
     if mark is None:
         raise VertebraError(
             f"{where}: column {name!r} holds {str(cell)!r}, where a column a class holds 0 and 1; name those that are "
-            "classes (data.label_columns=[a, b]), or call the one that holds labels 'label'"
+            "classes (data.label_columns=[a, b]; doctor: --label-column a --label-column b), or call the one that "
+            "holds labels 'label'"
         )
     return mark
 
@@ -102,7 +106,8 @@ def check_names(source: str, names: Sequence[str]) -> None:
             if len(several) > 1 and all(occurs[part] > 1 for part in several):
                 raise VertebraError(
                     f"{source}: label {name!r} looks like {len(several)} classes at once; if it is, set "
-                    f"data.label_separator='{separator}' and loss.kind=bce; if not, call it something else"
+                    f"data.label_separator='{separator}' and loss.kind=bce (doctor and validate: --label-separator "
+                    f"'{separator}'); if not, call it something else"
                 )
 
 

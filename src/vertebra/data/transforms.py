@@ -231,6 +231,7 @@ class RandomErasing(nn.Module):
 
     AREA = (0.02, 1 / 3)
     RATIO = 0.3
+    ATTEMPTS = 10
 
     def __init__(self, p: float = 0.5, mode: EraseMode = "const", count: int = 1) -> None:
         super().__init__()
@@ -255,10 +256,8 @@ class RandomErasing(nn.Module):
     def _erase_one(self, image: Float[Tensor, "c h w"], count: int) -> None:
         channels, height, width = image.shape
         limit = -math.log(self.RATIO)
-        for _ in range(10):  # a rectangle that would not fit is drawn anew
-            area = height * width / count * _uniform(*self.AREA)
-            ratio = math.exp(_uniform(-limit, limit))
-            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        for _ in range(self.ATTEMPTS):  # a rectangle that would not fit is drawn anew
+            h, w = self.sides(height * width / count * _uniform(*self.AREA), math.exp(_uniform(-limit, limit)))
             if h < height and w < width:
                 top = int(torch.randint(height - h + 1, ()).item())
                 left = int(torch.randint(width - w + 1, ()).item())
@@ -266,6 +265,11 @@ class RandomErasing(nn.Module):
                 colour = torch.randn(shape, dtype=image.dtype, device=image.device) if shape[0] else 0.0
                 image[:, top : top + h, left : left + w] = colour
                 return
+
+    @staticmethod
+    def sides(area: float, ratio: float) -> tuple[int, int]:
+        """(height, width) in pixels of a rectangle, `ratio` times as high as wide."""
+        return round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
 
     def extra_repr(self) -> str:
         return f"p={self.p}, mode={self.mode}, count=(1, {self.count})"

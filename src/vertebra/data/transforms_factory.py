@@ -69,17 +69,29 @@ def create_transform(
     """
     for name in unknown:
         raise unknown_option(name, _OPTIONS, where="create_transform")
-    size = _last_two(input_size)
-    finish = _finish(mean, std, normalize)
-    if is_training and no_aug:
-        return v2.Compose([*_plain(size, interpolation), *finish])
-    if is_training:
-        geometry = _geometry(_square(size), interpolation, scale, ratio, hflip, vflip)
-        jitter = _jitter_beside(auto_augment, color_jitter)
-        policy = _policy(auto_augment, interpolation, mean)
-        colour = [*policy, *_colour(jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)]
-        return v2.Compose([*geometry, *colour, *finish, *_erasing(re_prob if normalize else 0, re_mode, re_count)])
-    return v2.Compose([*_resize_and_crop(_square(size), interpolation, crop_pct, crop_mode, mean), *finish])
+    if not is_training:
+        return transforms_imagenet_eval(input_size, crop_pct, crop_mode, interpolation, mean, std, normalize)
+    if no_aug:
+        return transforms_noaug_train(input_size, interpolation, mean, std, normalize)
+    return transforms_imagenet_train(
+        input_size,
+        scale,
+        ratio,
+        hflip,
+        vflip,
+        color_jitter,
+        color_jitter_prob,
+        grayscale_prob,
+        gaussian_blur_prob,
+        auto_augment,
+        interpolation,
+        mean,
+        std,
+        re_prob,
+        re_mode,
+        re_count,
+        normalize,
+    )
 
 
 _OPTIONS = tuple(name for name in create_transform.__annotations__ if name not in ("unknown", "return"))

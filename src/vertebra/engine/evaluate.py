@@ -51,7 +51,7 @@ class Metrics:
     top1: float
     top5: float
     macro_f1: float
-    """Mean of the classes' F1, of those that occur."""
+    """Mean of the classes' F1, of those that occur or were said."""
     ece: float
     """Expected calibration error, over 15 bins of the best class' probability."""
     recall: list[float]

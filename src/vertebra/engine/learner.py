@@ -108,5 +108,7 @@ def side(config: RunConfig, epoch: int) -> int | None:
     first, last = config.data.start_size, config.data.image_size
     if first is None or last is None:
         return None
-    share = min(1.0, epoch / max(1, config.epochs * GROWN_BY))
-    return min(last, first + round(share * (last - first)) // GROWS_BY * GROWS_BY)
+    share = epoch / max(1, config.epochs * GROWN_BY)
+    if share >= 1:  # whatever is left beyond whole steps
+        return last
+    return first + round(share * (last - first)) // GROWS_BY * GROWS_BY

@@ -3,7 +3,6 @@
 c channels, h w height and width in pixels.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from vertebra.data import DEFAULT_MAX_PIXELS, decode
 from vertebra.data.eval_reader import OVERSIZE, Source
+from vertebra.runtime.machine import cores
 from vertebra.spec import VertebraError
 
 AHEAD = 2
@@ -77,7 +77,7 @@ def split(transform: Transform, *, exact: bool, max_pixels: int | None = DEFAULT
 
 def default_workers() -> int:
     """One a core, as far as decoding gains from more."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return min(8, cores())
 
 
 def batches(

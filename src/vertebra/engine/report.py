@@ -120,15 +120,18 @@ class Reporter:
             return []
         torch.manual_seed(run.config.seed)
         images = run.finish(batch.images.to(run.device))
-        targets = soft_targets(batch.labels, len(run.classes)).to(run.device)
+        several = run.dataset.multi_label
+        rows = batch.labels if several else soft_targets(batch.labels, len(run.classes))
+        targets = rows.to(run.device)
         if run.mix is not None and run.config.augment.mix_off_epoch != 0:  # two at a time: each pair draws anew
             mixed = [run.mix(*pair) for pair in zip(images.split(2), targets.split(2), strict=True)]
             images, targets = (torch.cat(column) for column in zip(*mixed, strict=True))
         data = cast("dict[str, Any]", resolve_model_data_config(run.model))
         mean, std = (torch.tensor(data[key], device=run.device).view(-1, 1, 1) for key in ("mean", "std"))
         levels = ((images * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+        caption = _classes_in if several else _mixture
         return [
-            Photo(_jpeg(Image.fromarray(one.numpy())), _mixture(target, run.classes))
+            Photo(_jpeg(Image.fromarray(one.numpy())), caption(target, run.classes))
             for one, target in zip(levels, targets.cpu(), strict=True)
         ]
 
@@ -138,6 +141,12 @@ def _mixture(target: Tensor, classes: Sequence[str]) -> str:
     share, which = target.topk(min(2, len(classes)))
     named = [(classes[int(i)], float(s)) for s, i in zip(share, which, strict=True) if s > 0.01]
     return named[0][0] if len(named) == 1 else ", ".join(f"{name} {s:.0%}" for name, s in named)
+
+
+def _classes_in(target: Tensor, classes: Sequence[str]) -> str:
+    """`cat, dog`: each class that is more there than not, where an image may have any number of them."""
+    there: list[bool] = (target > 0.5).tolist()
+    return ", ".join(name for name, own in zip(classes, there, strict=True) if own) or "no class"
 
 
 def _pictured(mistakes: Sequence[dict[str, Any]], part: Part) -> list[Photo]:

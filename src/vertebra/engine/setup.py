@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,14 +30,13 @@ from vertebra.engine.learner import frozen_depth, make_model
 from vertebra.engine.losses import Distillation, class_weights, create_loss
 from vertebra.engine.multilabel import settle
 from vertebra.engine.optim import create_optimizer
-from vertebra.engine.reading import default_workers as cores
 from vertebra.engine.schedule import Schedule
 from vertebra.engine.settings import check
 from vertebra.engine.sharding import shard
 from vertebra.engine.teacher import Remembered, Teacher, load_teacher
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import freeze
-from vertebra.runtime.machine import native_bf16
+from vertebra.runtime.machine import cores, native_bf16
 from vertebra.runtime.memory import keep_freed_memory
 from vertebra.spec import VertebraError
 
@@ -330,21 +330,23 @@ def readable(folders: Sequence[str], path: str | None) -> tuple[str, ...]:
             f"as {folders[0]!r}; it has {', '.join(columns) or 'nothing'}"
         )
     named = {row[key]: row["name"] for row in rows}
+    first: dict[str, str] = {}
+    for folder in folders:
+        if first.setdefault(named[folder], folder) != folder:
+            raise VertebraError(
+                f"data.names={path}: calls both {first[named[folder]]!r} and {folder!r} {named[folder]!r}; "
+                "give each class a name of its own"
+            )
     return tuple(named[folder] for folder in folders)
 
 
 def split_table(dataset: Dataset) -> str:
     """Which image is in which split, as CSV."""
-    lines = ["split,label,image"]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["split", "label", "image"])
     for name, part in dataset.parts.items():
-        lines += [f"{name},{label},{image}" for label, image in _named(part, dataset.classes)]
-    return "\n".join(lines) + "\n"
-
-
-def _named(part: Part, classes: Sequence[str]) -> list[tuple[str, str]]:
-    labels = ["|".join(classes[label] for label in part.classes_of(i)) for i in range(len(part))]
-    return [(_quote(label), _quote(sample.name)) for label, sample in zip(labels, part.samples, strict=True)]
-
-
-def _quote(cell: str) -> str:
-    return '"' + cell.replace('"', '""') + '"' if any(c in cell for c in ',"\n') else cell
+        for position, sample in enumerate(part.samples):
+            label = "|".join(dataset.classes[own] for own in part.classes_of(position))
+            table.writerow([name, label, sample.name])
+    return text.getvalue()

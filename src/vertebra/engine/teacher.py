@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vertebra.data import create_transform, labels_for, resolve_model_data_config
 from vertebra.data.datasets import Part
+from vertebra.data.labels import places
 from vertebra.engine.checkpoint import write_whole
 from vertebra.engine.config import DistillConfig
 from vertebra.engine.evaluate import eval_loader
@@ -152,11 +153,10 @@ def _columns(model: Backbone, classes: Sequence[str]) -> Tensor:
             f"the teacher's {model.num_classes} classes have no names, and the data has {len(classes)} classes: "
             "use a teacher that was trained on this data"
         )
-    where = {name: index for index, name in reversed(list(enumerate(known)))}
-    missing = [name for name in classes if name not in where]
+    found, missing = places(classes, known)
     if missing:
         raise VertebraError(
             f"the teacher does not know class {missing[0]!r} ({len(missing)} of {len(classes)} are unknown to it)"
             f"{did_you_mean(missing[0], known) or '; name folders as it does with data.names=FILE.csv'}"
         )
-    return torch.tensor([where[name] for name in classes])
+    return torch.tensor(found)

@@ -29,6 +29,12 @@ def flags() -> tuple[str, ...]:
     return tuple(flag for flag in wanted if processor().get(flag) is True)
 
 
+def cores() -> int:
+    """Of the processor, as many as this process may use; where torchrun started several here, its share of them."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def native_bf16(device: torch.device) -> bool:
     """Whether bf16 arithmetic is in the hardware; elsewhere it is emulated, slower than f32."""
     if device.type == "cuda":

@@ -9,6 +9,7 @@ from vertebra.spec.errors import (
     unknown_option,
 )
 from vertebra.spec.family import Family, ModelConfig, State, Variant, keep
+from vertebra.spec.photo import PHOTO
 from vertebra.spec.preprocess import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, Preprocess
 from vertebra.spec.promises import PROMISES
 from vertebra.spec.weights import Accuracy, TrainedWith, Weights
@@ -18,6 +19,7 @@ __all__ = [
     "IMAGENET_STD",
     "INCEPTION_MEAN",
     "INCEPTION_STD",
+    "PHOTO",
     "PROMISES",
     "Accuracy",
     "Family",

@@ -12,8 +12,6 @@ from vertebra.data.draws import uniforms
 from vertebra.data.transforms import EraseMode, RandomErasing
 from vertebra.spec.errors import VertebraError
 
-_ATTEMPTS = 10
-
 
 class RandomErasingBatch(nn.Module):
     """`RandomErasing` on a normalised batch, in place; each image draws for itself (arXiv:1708.04896).
@@ -53,14 +51,13 @@ class RandomErasingBatch(nn.Module):
 
     def _erase(self, image: Float[Tensor, "c h w"], count: int) -> None:
         channels, height, width = image.shape
-        draws = uniforms(4 * _ATTEMPTS, self.generator)
+        draws = uniforms(4 * RandomErasing.ATTEMPTS, self.generator)
         low, high = RandomErasing.AREA
         limit = -math.log(RandomErasing.RATIO)
         for first in range(0, len(draws), 4):  # a rectangle that would not fit is drawn anew
             a, b, c, d = draws[first : first + 4]
             area = height * width / count * (low + a * (high - low))
-            aspect = math.exp(limit * (2 * b - 1))
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            h, w = RandomErasing.sides(area, math.exp(limit * (2 * b - 1)))
             if 0 < h < height and 0 < w < width:
                 top, left = int(c * (height - h + 1)), int(d * (width - w + 1))
                 target = image[:, top : top + h, left : left + w]
