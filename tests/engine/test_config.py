@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused_with_a_hint(setting: str, message: str) ->
         (["trackers=[foo]"], "unknown 'foo'; allowed: aim, tensorboard"),
         (["trackers=[tensorbord]"], "did you mean 'tensorboard'"),
         (["trackers=[tensorboard, wandb]"], "wandb is not installed; pip install wandb"),
-        (["loss={kind: bce, target_threshold: 0.0, smoothing: 0.1}"], "may lift wrong classes above it; give 0.05"),
+        (["loss={kind: bce, target_threshold: 0.0, smoothing: 0.1}"], "lifts wrong classes above; give 0.05"),
         (["loss={kind: bce, target_threshold: 1.0}"], "from 0 to below 1"),
         (["schedule.kind=multistep"], "without milestones never falls"),
         (["schedule.kind=one_cycle", "schedule.warmup_epochs=1"], "warms up by itself"),

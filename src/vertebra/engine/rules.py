@@ -97,7 +97,7 @@ def _mix_rules(c: RunConfig) -> Rules:
     return [
         (
             threshold is not None and threshold < least,
-            f"loss.target_threshold={threshold}: smoothing may lift wrong classes above it; give {least:g}, or smoothing=0",
+            f"loss.target_threshold={threshold}: smoothing lifts wrong classes above; give {least:g}, or smoothing=0",
         ),
         (
             mixes and c.augment.mix_prob == 0,
