@@ -316,7 +316,14 @@ def test_a_teacher_is_asked_once_and_remembered(
     sick.write_bytes(b"no image")
     unmixed = ("augment.mixup=0", "augment.cutmix=0", "distill.kind=soft", "distill.alpha=0.9")
     config = tiny_run(spoiled, f"distill.teacher={finished}", f"distill.cache={tmp_path / 'answers'}", *unmixed)
+    old, fresh = (tmp_path / "answers" / f".{name}.safetensors.1" for name in ("old", "fresh"))
+    for half in (old, fresh):
+        half.parent.mkdir(exist_ok=True)
+        half.write_bytes(b"half")
+    os.utime(old, (0, 0))
     first = train(config, tmp_path / "first")
+    assert not old.exists()
+    fresh.unlink()  # stays: another run may be writing it
     (kept,) = (tmp_path / "answers").iterdir()
     logits = load_file(kept)["logits"]
     part = with_validation(open_dataset(spoiled), config.data.val_share, config.seed).part("train")
