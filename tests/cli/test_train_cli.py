@@ -131,6 +131,19 @@ def test_resume_goes_on_with_a_folder_alone(photos: Path, tmp_path: Path) -> Non
     changed = run("train", "--resume", out, "--set", "optim.lr=0.5")
     assert changed.exit_code == 1
     assert "optim.lr: 0.0005, now 0.5" in one_line(changed)
+    repeated = run(*start, "--resume", out, *settings())
+    assert repeated.exit_code == 0, repeated.output
+    (tmp_path / "more.yaml").write_text("optim: {weight_decay: 0.5}\n")
+    for given, named in (
+        (("--model", "deit_small_patch16_224"), "model.name: 'deit_tiny_patch16_224', now 'deit_small_patch16_224'"),
+        (("--recipe", "small"), "recipe: 'finetune', now 'small'"),
+        (("--config", tmp_path / "more.yaml"), "optim.weight_decay: 0.05, now 0.5"),
+        (("--out", tmp_path / "other"), f"--resume {out} goes on in that folder; leave --out {tmp_path / 'other'} out"),
+    ):
+        refused = run("train", photos, "--resume", out, *given)
+        assert refused.exit_code == 1
+        assert named in one_line(refused)
+    assert "holds no run to go on with" in one_line(run("train", photos, "--resume", tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
