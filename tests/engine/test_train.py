@@ -33,7 +33,7 @@ from vertebra.engine import checkpoint, losses, teacher, together
 from vertebra.engine import train as module
 from vertebra.engine.checkpoint import CheckpointError
 from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
-from vertebra.engine.learner import frozen_depth, side
+from vertebra.engine.learner import frozen_depth, make_model, side
 from vertebra.engine.settings import as_yaml, with_settings
 from vertebra.engine.setup import Run, build
 from vertebra.engine.state import State
@@ -288,6 +288,19 @@ def test_groups_thaw_from_the_head_down(photos: Path, finished: Path, tmp_path: 
     assert "blocks.0.attn.qkv.weight" in changed
     assert "head.weight" in changed
     assert "pos_embed" not in changed
+
+
+def test_a_file_that_knows_as_many_other_classes_gives_no_classifier(photos: Path, finished: Path) -> None:
+    file = finished / "model.safetensors"
+    config = tiny_run(photos, f"model.weights={file}")
+    head = load_file(file)["head.weight"]
+    same, others = (make_model(config, [f"{name}{i}" for i in range(3)]) for name in ("class", "tree"))
+    assert torch.equal(same.state_dict()["head.weight"], head)
+    assert not torch.equal(others.state_dict()["head.weight"], head)
+    assert others.pretrained_cfg["label_names"] == ("tree0", "tree1", "tree2")
+    size = {"depth": 1, "embed_dim": 48, "img_size": 32}
+    named = vertebra.load_model("deit_tiny_patch16_224", weights=file, **size)
+    assert named.pretrained_cfg["label_names"] == ("class0", "class1", "class2")
 
 
 def test_without_progress_a_run_ends_early(photos: Path, tmp_path: Path) -> None:
