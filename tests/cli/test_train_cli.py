@@ -15,7 +15,10 @@ from typer.testing import CliRunner, Result
 from vertebra.cli import app
 from vertebra.data.datasets import open_dataset
 from vertebra.engine import evaluate as module
-from vertebra.engine.evaluate import Answers, measure
+from vertebra.engine.evaluate import Answers, Evaluation, measure
+from vertebra.engine.multilabel import MultiAnswers, MultiEvaluation
+from vertebra.engine.multilabel import measure as measure_several
+from vertebra.engine.outdir import as_record, without_nan
 from vertebra.engine.validate import validation_part
 from vertebra.spec import VertebraError
 
@@ -128,6 +131,19 @@ def test_resume_goes_on_with_a_folder_alone(photos: Path, tmp_path: Path) -> Non
     changed = run("train", "--resume", out, "--set", "optim.lr=0.5")
     assert changed.exit_code == 1
     assert "optim.lr: 0.0005, now 0.5" in one_line(changed)
+    repeated = run(*start, "--resume", out, *settings())
+    assert repeated.exit_code == 0, repeated.output
+    (tmp_path / "more.yaml").write_text("optim: {weight_decay: 0.5}\n")
+    for given, named in (
+        (("--model", "deit_small_patch16_224"), "model.name: 'deit_tiny_patch16_224', now 'deit_small_patch16_224'"),
+        (("--recipe", "small"), "recipe: 'finetune', now 'small'"),
+        (("--config", tmp_path / "more.yaml"), "optim.weight_decay: 0.05, now 0.5"),
+        (("--out", tmp_path / "other"), f"--resume {out} goes on in that folder; leave --out {tmp_path / 'other'} out"),
+    ):
+        refused = run("train", photos, "--resume", out, *given)
+        assert refused.exit_code == 1
+        assert named in one_line(refused)
+    assert "holds no run to go on with" in one_line(run("train", photos, "--resume", tmp_path / "none"))
 
 
 @pytest.mark.parametrize(
@@ -202,3 +218,15 @@ def test_metrics_are_those_of_torchmetrics() -> None:
     assert empty.images == 0
     assert empty.top1 != empty.top1
     assert module.BEST == 5
+
+
+def test_what_is_no_number_is_null_in_json() -> None:
+    none = torch.empty(0)
+    answers = Answers(none.long(), none.long(), torch.empty(0, 2).long(), none, none)
+    record = as_record(Evaluation(measure(answers, 2, skipped=3), answers, []), ("ash", "elm"))
+    assert json.loads(json.dumps(record, allow_nan=False))["loss"] is None
+    assert record["classes"][0] == {"name": "ash", "recall": None, "precision": None, "f1": None, "images": 0}
+    several = MultiAnswers(none.long(), torch.empty(0, 2).bool(), torch.empty(0, 2), none)
+    record = as_record(MultiEvaluation(measure_several(several), several, []), ("ash", "elm"))
+    assert json.loads(json.dumps(record, allow_nan=False))["map"] is None
+    assert without_nan({"epoch": {"val_loss": float("inf"), "epoch": 1}}) == {"epoch": {"val_loss": None, "epoch": 1}}

@@ -6,14 +6,17 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import tracking
+from accelerate.utils import LoggerType
 
 from vertebra.engine import config as module
 from vertebra.engine.config import RunConfig
 from vertebra.engine.recipes import RECIPES, about, recipe
+from vertebra.engine.rules import check
 from vertebra.engine.settings import (
     as_dict,
     as_yaml,
-    check,
     config_hash,
     differences,
     from_dict,
@@ -70,15 +73,54 @@ def test_what_does_not_fit_is_refused_with_a_hint(setting: str, message: str) ->
         (["distill.teacher=dla34", "distill.cache=x", "augment.mixup=0.2"], "no answers to mixed images"),
         (["data.start_size=128", "data.image_size=96"], "data.start_size=128 grows to data.image_size=96"),
         (["device=cpu", "precision=fp16"], "fp16 does not train on a CPU"),
+        (["precision=fp16"], "fp16 does not train on a CPU"),
+        (["device=cuda"], "torch sees no GPU here"),
+        (["device=mps"], "torch sees no Apple GPU here"),
+        (["model.pretrained=true", "freeze={depth: 1, thaw_every: 0}"], "thaw_every=0.0: give epochs above 0"),
+        (["stop.patience=-1"], "stop.patience=-1: give 0 or more"),
+        (["data.workers=-1"], "data.workers=-1: give 0"),
+        (["trackers=[foo]"], "unknown 'foo'; allowed: aim, tensorboard"),
+        (["trackers=[tensorbord]"], "did you mean 'tensorboard'"),
+        (["trackers=[tensorboard, wandb]"], "wandb is not installed; pip install wandb"),
+        (["loss={kind: bce, target_threshold: 0.0, smoothing: 0.1}"], "lifts wrong classes above; give 0.05"),
+        (["loss={kind: bce, target_threshold: 1.0}"], "from 0 to below 1"),
+        (["schedule.kind=multistep"], "without milestones never falls"),
         (["schedule.kind=one_cycle", "schedule.warmup_epochs=1"], "warms up by itself"),
         (["ema.decay=1"], "ema.decay=1.0"),
     ],
 )
-def test_impossible_combinations_raise_before_anything_starts(settings: list[str], message: str) -> None:
+def test_impossible_combinations_raise_before_anything_starts(
+    settings: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
     base = with_settings(RunConfig(), ["data.source=photos", "model.name=dla34"])
     check(base)
     with pytest.raises(VertebraError, match=message):
         check(with_settings(base, settings))
+
+
+def test_a_threshold_above_what_is_smoothed_can_be_asked_for() -> None:
+    base = with_settings(recipe("deit3"), ["data.source=photos"])
+    assert (base.loss.smoothing, base.loss.target_threshold) == (0.0, 0.0)
+    check(with_settings(base, ["loss.smoothing=0.1", "loss.target_threshold=0.2"]))
+
+
+def test_another_optimiser_has_none_of_the_recipes_options_and_null_takes_them_away() -> None:
+    ra = recipe("ra")
+    assert with_settings(ra, ["optim.name=adamw"]).optim.options == {}
+    assert with_settings(ra, ["optim.name=rmsproptf"]).optim.options == ra.optim.options
+    given = ["optim.options={eps: 1.0e-6}", "optim.name=adamw"]
+    assert with_settings(ra, given).optim.options == with_settings(ra, given[::-1]).optim.options == {"eps": 1e-6}
+    assert with_settings(ra, ["optim={name: adamw, options: {eps: 0.5}}"]).optim.options == {"eps": 0.5}
+    for none in ("optim.options={}", "optim.options=null"):
+        assert with_settings(ra, [none]).optim.options == {}
+    assert with_settings(ra, ["optim.options.eps=null"]).optim.options == {"momentum": 0.9, "alpha": 0.9}
+    assert with_settings(ra, ["optim.options.eps=0.5"]).optim.options == {"momentum": 0.9, "alpha": 0.9, "eps": 0.5}
+    assert from_dict(as_dict(ra)).optim == ra.optim
+    with pytest.raises(VertebraError, match=r"optim.options=\[1\]: give names and values"):
+        with_settings(ra, ["optim.options=[1]"])
 
 
 def test_a_config_survives_its_text(tmp_path: Path) -> None:

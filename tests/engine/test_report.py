@@ -21,8 +21,9 @@ from vertebra.data.members import Member
 from vertebra.engine import checkpoint
 from vertebra.engine import train as module
 from vertebra.engine.evaluate import Answers, Evaluation, measure
+from vertebra.engine.outdir import REPORT
 from vertebra.engine.progress import Progress
-from vertebra.engine.report import MISTAKES, NAME, SAMPLES, Reporter, mistakes_in
+from vertebra.engine.report import MISTAKES, SAMPLES, Reporter, mistakes_in
 from vertebra.engine.report_charts import Line, chart
 from vertebra.engine.report_page import SQUARE, Page, Photo, render, safe
 from vertebra.engine.setup import build
@@ -52,7 +53,7 @@ class Seen(HTMLParser):
 
 
 def page(out: Path) -> Seen:
-    return Seen((out / NAME).read_text())
+    return Seen((out / REPORT).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,8 @@ def test_a_run_leaves_a_report_that_needs_nothing_beside_it(finished: Path) -> N
     seen = page(finished)
     assert all(load.startswith("data:image/jpeg;base64,") for load in seen.loads)
     assert not {"script", "link", "iframe", "object", "form"} & set(seen.tags)
-    assert "default-src 'none'" in (finished / NAME).read_text()
-    assert (finished / NAME).stat().st_size < 2_000_000
+    assert "default-src 'none'" in (finished / REPORT).read_text()
+    assert (finished / REPORT).stat().st_size < 2_000_000
     mistakes = json.loads((finished / "validation.json").read_text())["mistakes"]
     assert len(seen.loads) == len(mistakes) + SAMPLES
     assert seen.tags.count("svg") == 3
@@ -102,11 +103,11 @@ def test_a_run_without_reports_computes_the_same(
     train(tiny_run(photos), tmp_path / "run")
     ours, theirs = (checkpoint.load_latest(out)["model"] for out in (tmp_path / "run", finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert not (tmp_path / "run" / NAME).exists()
+    assert not (tmp_path / "run" / REPORT).exists()
 
 
 def test_what_cannot_be_written_costs_a_line_and_no_run(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "run" / NAME).mkdir(parents=True)
+    (tmp_path / "run" / REPORT).mkdir(parents=True)
     said = io.StringIO()
     done = train(tiny_run(photos, "epochs=1"), tmp_path / "run", console=Console(file=said, width=1000))
     assert done.best_epoch == 1

@@ -18,7 +18,7 @@ from tests.engine.test_train import command, environment, equal, free_port, tabl
 from vertebra.data.loader import Batch
 from vertebra.engine import checkpoint, sharding
 from vertebra.engine.config import RunConfig
-from vertebra.engine.settings import check
+from vertebra.engine.rules import check
 from vertebra.engine.setup import build
 from vertebra.engine.sharding import in_step, units
 from vertebra.engine.train import train

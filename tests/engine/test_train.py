@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -13,25 +14,31 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
 import vertebra
 from tests.engine.conftest import make_photos, tiny_run
 from vertebra.data.datasets import open_dataset, with_validation
-from vertebra.engine import checkpoint, losses, teacher
+from vertebra.data.loader import Order
+from vertebra.engine import checkpoint, losses, teacher, together
 from vertebra.engine import train as module
 from vertebra.engine.checkpoint import CheckpointError
 from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
-from vertebra.engine.learner import frozen_depth, side
+from vertebra.engine.learner import frozen_depth, make_model, side
 from vertebra.engine.settings import as_yaml, with_settings
-from vertebra.engine.setup import build
+from vertebra.engine.setup import Run, build
+from vertebra.engine.state import State
 from vertebra.engine.train import InterruptedRunError, NotFiniteError, train
+from vertebra.engine.validate import validate
 from vertebra.models.dla import Dla
 from vertebra.spec import VertebraError
 
@@ -125,7 +132,8 @@ def test_killed_in_the_middle_of_an_epoch_it_goes_on_to_the_same_weights(
         os.killpg(process.pid, signal.SIGKILL)  # the workers, too
         process.communicate()
         assert _step(out) < 8
-        for half in ("checkpoints/.step-000000009.pt.1", ".metrics.csv.1", ".model.safetensors.1-2/.tmpAbCdEf"):
+        halves = ("checkpoints/.step-000000009.pt.1", ".metrics.csv.1", ".report.html.1")
+        for half in (*halves, ".model.safetensors.1-2/.tmpAbCdEf"):
             (out / half).parent.mkdir(exist_ok=True)
             (out / half).write_bytes(b"half")
     done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=120, check=False)
@@ -143,14 +151,17 @@ def _step(out: Path) -> int:
     return int(checkpoint.all_in(out)[-1].stem.removeprefix("step-"))
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(finished: Path, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(
+    number: signal.Signals, finished: Path, photos: Path, tmp_path: Path
+) -> None:
     config = with_settings(tiny_run(photos), ["data.workers=1", "save_every=0"])
     call, out = command(config, tmp_path / "run"), tmp_path / "run"
     process = subprocess.Popen(
         call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     wait_for(lambda: checkpoint.all_in(out) and _step(out) >= 1, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers, too
+    os.killpg(process.pid, number)  # as a terminal, or a scheduler, does: the workers, too
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"interrupted: stopped in epoch {1 + (_step(out) - 1) // 4}, step " in said
@@ -210,6 +221,26 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(
     assert all(value.isfinite().all() for value in weights.values())
 
 
+def test_weights_that_are_no_numbers_supersede_no_checkpoint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module._update
+
+    def update(run: Run, state: State, group: list[Any]) -> Tensor:
+        totals = original(run, state, group)
+        if state.updates == 7:  # the last one: its own loss is fine, and none comes after it
+            next(run.model.parameters()).data.view(-1)[0] = float("nan")
+        return totals
+
+    monkeypatch.setattr(module, "_update", update)
+    said = r"the weights are no finite numbers after epoch 2, step 4 \(images .*lower optim.lr.*step-000000004"
+    with pytest.raises(NotFiniteError, match=said):
+        train(tiny_run(photos), tmp_path / "run")
+    saved = checkpoint.load_latest(tmp_path / "run")
+    assert all(value.isfinite().all() for value in saved["model"].values())
+    assert len(table(tmp_path / "run")) == 1
+
+
 def test_rolling_back_leaves_the_step_out_and_finishes(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +290,19 @@ def test_groups_thaw_from_the_head_down(photos: Path, finished: Path, tmp_path: 
     assert "pos_embed" not in changed
 
 
+def test_a_file_that_knows_as_many_other_classes_gives_no_classifier(photos: Path, finished: Path) -> None:
+    file = finished / "model.safetensors"
+    config = tiny_run(photos, f"model.weights={file}")
+    head = load_file(file)["head.weight"]
+    same, others = (make_model(config, [f"{name}{i}" for i in range(3)]) for name in ("class", "tree"))
+    assert torch.equal(same.state_dict()["head.weight"], head)
+    assert not torch.equal(others.state_dict()["head.weight"], head)
+    assert others.pretrained_cfg["label_names"] == ("tree0", "tree1", "tree2")
+    size = {"depth": 1, "embed_dim": 48, "img_size": 32}
+    named = vertebra.load_model("deit_tiny_patch16_224", weights=file, **size)
+    assert named.pretrained_cfg["label_names"] == ("class0", "class1", "class2")
+
+
 def test_without_progress_a_run_ends_early(photos: Path, tmp_path: Path) -> None:
     done = train(tiny_run(photos, "stop.patience=1", "optim.lr=1e-12", "epochs=9"), tmp_path / "run")
     assert done.stopped_early
@@ -285,7 +329,14 @@ def test_a_teacher_is_asked_once_and_remembered(
     sick.write_bytes(b"no image")
     unmixed = ("augment.mixup=0", "augment.cutmix=0", "distill.kind=soft", "distill.alpha=0.9")
     config = tiny_run(spoiled, f"distill.teacher={finished}", f"distill.cache={tmp_path / 'answers'}", *unmixed)
+    old, fresh = (tmp_path / "answers" / f".{name}.safetensors.1" for name in ("old", "fresh"))
+    for half in (old, fresh):
+        half.parent.mkdir(exist_ok=True)
+        half.write_bytes(b"half")
+    os.utime(old, (0, 0))
     first = train(config, tmp_path / "first")
+    assert not old.exists()
+    fresh.unlink()  # stays: another run may be writing it
     (kept,) = (tmp_path / "answers").iterdir()
     logits = load_file(kept)["logits"]
     part = with_validation(open_dataset(spoiled), config.data.val_share, config.seed).part("train")
@@ -376,6 +427,51 @@ def test_two_processes_compute_what_one_does(photos: Path, tmp_path: Path) -> No
     assert records[0]["images"] == records[1]["images"] == 3
 
 
+def test_two_processes_save_the_statistics_that_they_validated_and_name_all_that_they_cannot_read(
+    tmp_path: Path, unchecked_shapes: None
+) -> None:
+    photos = make_photos(tmp_path / "photos", each=8)
+    bad = {photos / f"class{label}" / f"{i:02}.png" for label in range(3) for i in range(3)}
+    for path in bad:
+        path.write_bytes(b"no image")
+    more = ("model.options=null", "model.drop_path_rate=null", "data.batch_size=4", "data.val_share=0.25")
+    config = tiny_run(photos, "model.name=dla46_c", *more, "precision=fp32", "data.image_size=64")
+    out = tmp_path / "two"
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
+    call = command(config, out, launcher=launcher)
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    dataset = with_validation(open_dataset(photos), 0.25, config.seed)
+    train_part, order = dataset.part("train"), Order(images=len(dataset.part("train")), batch_size=4)
+    seen = {place.image for epoch in range(2) for place in order.places(epoch)[: order.steps * 4]}
+    expected = {i for i in seen if Path(train_part.samples[i].name) in bad}
+    assert checkpoint.load_latest(out)["state"]["skipped"].keys() == expected
+    assert table(out)[-1]["skipped"] == str(len(expected))
+    again = validate(vertebra.load_model(out), dataset.part("val"))
+    record = json.loads((out / "validation.json").read_text())
+    assert record["loss"] == pytest.approx(again.metrics.loss, rel=1e-5)
+    text = io.StringIO()
+    train(config, out, resume=True, console=Console(file=text, width=200))
+    assert "resumed    epoch 3, step 0 of 4; it was on 2 processes, on 1 it draws other numbers" in text.getvalue()
+
+
+def test_the_first_process_chooses_the_checkpoint_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True))
+    assert together.saved(run, tmp_path, resume=True) is None
+    checkpoint.save(tmp_path, 7, {"value": 1})
+    assert together.saved(run, tmp_path, resume=False) is None
+    first = together.saved(run, tmp_path, resume=True)
+    assert first is not None
+    assert first["step"] == 7
+    run.accelerator.is_main_process = False
+    monkeypatch.setattr(together, "broadcast_object_list", lambda _: [None])
+    assert together.saved(run, tmp_path, resume=True) is None
+    monkeypatch.setattr(together, "broadcast_object_list", lambda _: [7])
+    assert together.saved(run, tmp_path, resume=True) == first
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*step-000000007.pt, from which the first process"):
+        together.saved(run, tmp_path / "elsewhere", resume=True)
+
+
 def test_a_photo_of_another_size_trains_at_the_size_asked_for(photos: Path, tmp_path: Path) -> None:
     Image.new("RGB", (300, 20)).save(photos.parent / "wide.png")
     done = train(tiny_run(photos, "data.image_size=48", "epochs=1"), tmp_path / "run")
@@ -392,7 +488,10 @@ def test_an_interrupt_in_this_process_is_an_error_of_its_own(
         signal.raise_signal(signal.SIGINT)
         return original(*args)
 
+    ended: list[int] = []
     monkeypatch.setattr(module, "_update", update)
+    monkeypatch.setattr(Accelerator, "end_training", lambda _: ended.append(1))
     with pytest.raises(InterruptedRunError, match="stopped in epoch 1"):
         train(tiny_run(photos), tmp_path / "run")
+    assert len(ended) == 1  # trackers have sent what they hold
     assert checkpoint.load_latest(tmp_path / "run")["step"] == 1

@@ -23,8 +23,9 @@ def train(
         str | None, typer.Option(metavar="NAME", help="The architecture.", show_default="the recipe's")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="How to train; `vertebra recipes` lists them.")
-    ] = "finetune",
+        str | None,
+        typer.Option(metavar="NAME", help="How to train; `vertebra recipes` lists them.", show_default="finetune"),
+    ] = None,
     pretrained: Annotated[
         bool | None,
         typer.Option("--pretrained/--from-scratch", help="Start from a checkpoint.", show_default="the recipe's"),
@@ -64,13 +65,10 @@ def train(
     from vertebra.engine.train import InterruptedRunError
     from vertebra.engine.train import train as run
 
-    folder = Path(resume) if resume not in (None, "auto") else out
-    if resume not in (None, "auto") and data is None:
-        chosen = with_settings(_saved(Path(str(resume))), settings or [])
-    else:
-        chosen = _chosen(data, model, recipe, pretrained, weights, config)
-        chosen = with_settings(chosen, settings or [])
-    folder = folder or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
+    goes_on = None if resume in (None, "auto") else Path(str(resume))
+    chosen = _recipe(recipe) if goes_on is None else _saved(goes_on, recipe, out)
+    chosen = with_settings(_chosen(chosen, data, model, pretrained, weights, config), settings or [])
+    folder = goes_on or out or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
     tell = console() if _first_process() else None
     if tell is not None:
         tell.print(f"run        {config_hash(chosen)} in {shown(folder)}", soft_wrap=True)
@@ -92,19 +90,23 @@ def train(
         tell.print(f"next       vertebra classify PHOTO --model {shown(folder)}", soft_wrap=True)
 
 
+def _recipe(name: str | None) -> "RunConfig":
+    from vertebra.engine.recipes import recipe as make
+
+    return make(name or "finetune")
+
+
 def _chosen(
+    chosen: "RunConfig",
     data: str | None,
     model: str | None,
-    recipe: str,
     pretrained: bool | None,
     weights: Path | None,
     config: Path | None,
 ) -> "RunConfig":
-    """The recipe, a file's settings over it, and the options over both."""
-    from vertebra.engine.recipes import recipe as make
+    """The recipe (or a run's own settings), a file's settings over it, and the options over both."""
     from vertebra.engine.settings import with_file
 
-    chosen = make(recipe)
     if config is not None:
         chosen = with_file(chosen, config)
     if data is not None:
@@ -117,14 +119,20 @@ def _chosen(
     return replace(chosen, model=replace(chosen.model, **start))
 
 
-def _saved(folder: Path) -> "RunConfig":
+def _saved(folder: Path, recipe: str | None, out: Path | None) -> "RunConfig":
+    """What the run in `folder` was started with. What is then given beside it may only repeat that: the run refuses
+    what differs, by name.
+    """
     from vertebra.engine.config import RunConfig
     from vertebra.engine.outdir import CONFIG
     from vertebra.engine.settings import with_file
 
     if not (folder / CONFIG).is_file():
         raise VertebraError(f"{folder} holds no run to go on with (no {CONFIG}); give DATA and --out to start one")
-    return with_file(RunConfig(), folder / CONFIG)
+    if out is not None and out.resolve() != folder.resolve():
+        raise VertebraError(f"--resume {folder} goes on in that folder; leave --out {out} out, or start anew with it")
+    config = with_file(RunConfig(), folder / CONFIG)
+    return config if recipe is None else replace(config, recipe=recipe)
 
 
 def _brief(values: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """`vertebra validate`: how good a model is on data whose answers are known."""
 
 import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,7 +151,7 @@ def _print(labels: tuple[str, ...], result: "Evaluation | MultiEvaluation", *, p
 
     record = as_record(result, labels)
     if as_json:
-        print_json(json.loads(json.dumps(record)))
+        print_json(record)
         return
     from rich.table import Table
 
@@ -160,7 +159,7 @@ def _print(labels: tuple[str, ...], result: "Evaluation | MultiEvaluation", *, p
     for name, value in result.metrics.summary().items():
         if name != "loss":
             table.add_row(_TITLES.get(name, name), f"{value:.2%}")
-    table.add_row("loss", f"{record['loss']:.4f}")
+    table.add_row("loss", f"{result.metrics.loss:.4f}")
     table.add_row("images", f"{record['images']:,}" + (f", {record['skipped']} skipped" if record["skipped"] else ""))
     out = console()
     put(out, table)

@@ -9,12 +9,14 @@ b batch, c channels, h w height and width in pixels.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -172,9 +174,18 @@ def _collate(items: list[tuple[int, Tensor, Tensor | str]]) -> Batch:
 
 
 def _deaf(_worker: int) -> None:
-    """Ctrl-C is for the main process, which ends the workers when it no longer needs them."""
+    """Ctrl-C, and a SIGTERM to all of a run's processes, are for the main one, which still needs the workers to come
+    to a good end, and then ends them. A worker that hangs gets a second SIGTERM from it as it exits.
+    """
+    told: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if told:
+            os._exit(0)
+        told.append(number)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, end)
 
 
 class _Sampler:

@@ -34,7 +34,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
     Written beside, synced and renamed. Whatever goes wrong, the checkpoints that were there stay as they are.
     """
-    path = folder / FOLDER / f"step-{step:09d}.pt"
+    path = _path(folder, step)
     content = io.BytesIO()
     torch.save({"format": _FORMAT, "step": step, **state}, content)
     write_whole(path, content.getbuffer())
@@ -114,6 +114,20 @@ def load_latest(folder: Path) -> dict[str, Any]:
             warnings.warn(f"{error}; going on from the one before it", stacklevel=2)
     what = "none that can be read" if paths else "none"
     raise CheckpointError(f"{folder} holds no checkpoint to go on from ({what} in {folder / FOLDER})")
+
+
+def load_step(folder: Path, step: int) -> dict[str, Any]:
+    """The checkpoint after `step` updates, which another process has read."""
+    path = _path(folder, step)
+    if not path.is_file():
+        raise CheckpointError(
+            f"no checkpoint at {path}, from which the first process goes on; give an --out that all of them see"
+        )
+    return load(path)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / FOLDER / f"step-{step:09d}.pt"
 
 
 def load(path: Path) -> dict[str, Any]:

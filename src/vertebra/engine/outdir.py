@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vertebra.data.datasets import Dataset
 from vertebra.engine import checkpoint, multilabel
@@ -26,7 +27,7 @@ from vertebra.models.backbone import Backbone
 from vertebra.spec import State, VertebraError, WeightsError
 
 CONFIG, SPLIT, METRICS, VALIDATION = "config.yaml", "split.csv", "metrics.csv", "validation.json"
-LABELS, MODEL, RECORD = "labels.txt", "model.safetensors", "config.json"
+LABELS, MODEL, RECORD, REPORT = "labels.txt", "model.safetensors", "config.json", "report.html"
 
 
 def claim(out: Path, resume: bool) -> None:
@@ -36,7 +37,7 @@ def claim(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise VertebraError(f"--out {out} is a file; name a folder")
     halves = [*(out / checkpoint.FOLDER).glob(".step-*.pt.*")]
-    for name in (CONFIG, SPLIT, METRICS, VALIDATION, LABELS, MODEL, RECORD):
+    for name in (CONFIG, SPLIT, METRICS, VALIDATION, LABELS, MODEL, RECORD, REPORT):
         halves += out.glob(f".{name}.*")
     for half in halves:
         if half.is_dir():
@@ -89,7 +90,7 @@ def write_model(
     `training`, how it came about, goes into the weights' own record.
     """
     record = {**describe(like), "label_names": list(classes)}
-    extra = {"label_names": list(classes), "training": training}
+    extra = {"label_names": list(classes), "training": without_nan(training)}
     try:
         save_model(like, out / MODEL, extra=extra, state=state)
     except WeightsError as error:
@@ -97,7 +98,7 @@ def write_model(
             raise
         raise CheckpointError(cannot_write(out / MODEL, error.__cause__)) from error
     _text(out / RECORD, json.dumps(record, indent=1, ensure_ascii=False))
-    _text(out / VALIDATION, json.dumps(validation, indent=1))  # ASCII: names of files may be no UTF-8
+    _text(out / VALIDATION, json.dumps(without_nan(validation), indent=1))  # ASCII: names of files may be no UTF-8
 
 
 @contextmanager
@@ -126,26 +127,33 @@ def as_record(result: Evaluation | MultiEvaluation, classes: Sequence[str]) -> d
     if isinstance(result, MultiEvaluation):
         record = multilabel.as_record(result.metrics, classes)
         record["classes"] = [
-            {k: _number(v) if isinstance(v, float) else v for k, v in row.items()} for row in record["classes"]
+            {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in record["classes"]
         ]
-        return record
+        return without_nan(record)
     m = result.metrics
     rows = zip(classes, m.recall, m.precision, m.f1, (sum(row) for row in m.confusion), strict=True)
-    return {
+    record = {
         "images": m.images,
         "skipped": m.skipped,
         **m.summary(),
         "classes": [
-            {"name": name, "recall": _number(r), "precision": _number(p), "f1": _number(f), "images": n}
+            {"name": name, "recall": round(r, 6), "precision": round(p, 6), "f1": round(f, 6), "images": n}
             for name, r, p, f, n in rows
         ],
         "confusion": m.confusion,
     }
+    return without_nan(record)
 
 
-def _number(value: float) -> float | None:
-    """JSON knows no nan (a class that never occurs, or that nothing was taken for)."""
-    return None if value != value else round(value, 6)
+def without_nan(value: Any) -> Any:
+    """The same with None for what is no finite number, which JSON does not know (as the recall of a class that never
+    occurs, or the loss where no image could be read).
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in cast("Sequence[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(path: Path, text: str) -> None:

@@ -32,7 +32,6 @@ from vertebra.engine.state import State
 from vertebra.runtime.machine import versions
 from vertebra.spec import VertebraError
 
-NAME = "report.html"
 MISTAKES, SAMPLES = 24, 16
 SIDE = 128
 """Of the pictures, in pixels: 4 to 6 kB each."""
@@ -70,7 +69,7 @@ class Reporter:
         before = checkpoint.random_state()
         try:
             text = render(self._page(state, status))
-            checkpoint.write_whole(self.out / NAME, text.encode())
+            checkpoint.write_whole(self.out / outdir.REPORT, text.encode())
         except _FAULTS as error:
             self.progress.say(f"report     not written: {' '.join(str(error).split()) or type(error).__name__}")
         finally:
@@ -158,7 +157,8 @@ def _pictured(mistakes: Sequence[dict[str, Any]], part: Part) -> list[Photo]:
             image = decode(sample.read(), at_least=2 * SIDE)
         except VertebraError:
             continue
-        found.append(Photo(_jpeg(image), one["true"], f"{one['answer']} {one['confidence']:.0%}", one["image"]))
+        share = "" if one["confidence"] is None else f" {one['confidence']:.0%}"
+        found.append(Photo(_jpeg(image), one["true"], f"{one['answer']}{share}", one["image"]))
     return found
 
 

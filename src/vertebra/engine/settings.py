@@ -1,4 +1,4 @@
-"""`RunConfig` from outside: `--set a.b=value`, YAML overlays, checks, and its text and hash."""
+"""`RunConfig` from outside: `--set a.b=value`, YAML overlays, and its text and hash."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
-from vertebra.engine.config import DistillConfig, RunConfig
-from vertebra.hub.registry import REGISTRY
+from vertebra.engine.config import OptimConfig, RunConfig
 from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
 
 Config = TypeVar("Config")
@@ -23,7 +22,8 @@ _NOT_COMPUTED = ("save_every", "trackers", "data.workers", "data.source", "shard
 def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
     """`optim.lr=0.01` and its like, one after the other. A value is read as YAML: 1e-3, true, null, [0.9, 0.95]."""
     yaml = _yaml()
-    for setting in settings:
+    # An optimiser's name drops the options of the one before it, not those that are given beside it.
+    for setting in sorted(settings, key=lambda setting: setting.partition("=")[0].strip() != "optim.name"):
         key, equals, text = setting.partition("=")
         if not equals:
             raise VertebraError(f"--set {setting!r}: write key=value, as optim.lr=0.01")
@@ -62,6 +62,8 @@ def with_file(config: RunConfig, path: Path) -> RunConfig:
 
 def overlay(config: Config, changes: Mapping[str, Any], where: str = "") -> Config:
     """A nested dict's values in place of the config's own. Raises for an unknown field or a value of another type."""
+    if isinstance(config, OptimConfig) and changes.get("name", config.name) != config.name:
+        config = replace(config, options={})  # those were the other optimiser's
     kinds = typing.get_type_hints(type(config))
     names = [f.name for f in fields(cast("Any", config))]
     out: dict[str, Any] = {}
@@ -73,11 +75,21 @@ def overlay(config: Config, changes: Mapping[str, Any], where: str = "") -> Conf
             raise VertebraError(f"{where}{key} is a group; set one of its fields, as {key}.{fields(own)[0].name}")
         if is_dataclass(own):
             out[key] = overlay(own, value, f"{where}{key}.")
-        elif isinstance(own, dict) and isinstance(value, Mapping):
-            out[key] = {**cast("dict[str, Any]", own), **cast("Mapping[str, Any]", value)}
+        elif isinstance(own, dict):
+            out[key] = _joined(cast("dict[str, Any]", own), value, f"{where}{key}")
         else:
             out[key] = _as(kinds[key], value, f"{where}{key}")
     return cast("Config", replace(cast("Any", config), **out))
+
+
+def _joined(own: Mapping[str, Any], given: Any, name: str) -> dict[str, Any]:
+    """Options, those given in place of one's own; null or {} takes all of them away, null as a value just that one."""
+    if given is None or given == {}:
+        return {}
+    if not isinstance(given, Mapping):
+        raise VertebraError(f"{name}={given!r}: give names and values, as {{momentum: 0.9}}; null for none")
+    joined = {**own, **cast("Mapping[str, Any]", given)}
+    return {key: value for key, value in joined.items() if value is not None}
 
 
 def _unknown(key: str, names: list[str], where: str) -> UnknownNameError:
@@ -165,96 +177,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "")
         else:
             out.append(f"{name}: {a!r}, now {b!r}")
     return out
-
-
-def check(config: RunConfig) -> None:
-    """Raise for what is out of bounds or cannot go together, before anything starts."""
-    c = config
-    if not c.data.source:
-        raise VertebraError("no data: `vertebra train DATA --model NAME`")
-    if not c.model.name:
-        raise VertebraError("no model: --model NAME, as deit_tiny_patch16_224; `vertebra models` lists them")
-    REGISTRY.split(c.model.name)
-    for wrong, message in _rules(c):
-        if wrong:
-            raise VertebraError(message)
-
-
-def _rules(c: RunConfig) -> list[tuple[bool, str]]:
-    mixes = c.augment.mixup > 0 or c.augment.cutmix > 0
-    starts = c.model.pretrained or c.model.weights is not None
-    frozen = c.freeze.depth != 0
-    return [
-        (c.epochs < 1, f"epochs={c.epochs}: give 1 or more"),
-        (c.data.batch_size < 1, f"data.batch_size={c.data.batch_size}: give 1 or more"),
-        (c.optim.accumulate < 1, f"optim.accumulate={c.optim.accumulate}: give 1 or more"),
-        (c.optim.lr <= 0, f"optim.lr={c.optim.lr}: give a rate above 0"),
-        (
-            c.data.start_size is not None and not 16 <= c.data.start_size <= (c.data.image_size or 0),
-            f"data.start_size={c.data.start_size} grows to data.image_size={c.data.image_size}: 16 or more, to no less",
-        ),
-        (not 0 < c.data.val_share < 1, f"data.val_share={c.data.val_share}: give a share between 0 and 1"),
-        (
-            c.data.label_separator is not None and bool(c.data.label_columns),
-            "data.label_separator is for one column of labels, data.label_columns for columns of 0 and 1; give one",
-        ),
-        (
-            c.data.label_separator == "",
-            "data.label_separator is empty: give what stands between two classes, as |, or null",
-        ),
-        (not 0 <= c.loss.smoothing < 1, f"loss.smoothing={c.loss.smoothing}: give a share from 0 to below 1"),
-        (c.augment.repeats < 1, f"augment.repeats={c.augment.repeats}: give 1 or more"),
-        (
-            c.ema.decay is not None and not 0 < c.ema.decay < 1,
-            f"ema.decay={c.ema.decay}: give a number between 0 and 1, as 0.999, or null",
-        ),
-        (
-            c.schedule.warmup_epochs >= c.epochs,
-            f"schedule.warmup_epochs={c.schedule.warmup_epochs} fills all {c.epochs} epochs; make it shorter",
-        ),
-        (
-            c.model.pretrained and c.model.weights is not None,
-            "model.pretrained and model.weights both name a checkpoint to start from; give one of them",
-        ),
-        (
-            frozen and not starts,
-            "freeze.depth without a checkpoint keeps random weights; add --pretrained or --weights FILE",
-        ),
-        (c.freeze.thaw_every is not None and not frozen, "freeze.thaw_every without freeze.depth thaws nothing"),
-        (
-            mixes and c.augment.mix_prob == 0,
-            "augment.mix_prob=0 never mixes; set augment.mixup=0 and augment.cutmix=0 instead",
-        ),
-        (
-            c.distill.teacher is None and c.distill != DistillConfig(),
-            "distill settings without a teacher have no effect; set distill.teacher=NAME",
-        ),
-        (
-            c.distill.cache is not None and mixes,
-            "distill.cache holds no answers to mixed images; set augment.mixup=0 and augment.cutmix=0, or leave it out",
-        ),
-        (not 0 <= c.distill.alpha <= 1, f"distill.alpha={c.distill.alpha}: give a share from 0 to 1"),
-        (c.device == "cpu" and c.precision == "fp16", "precision=fp16 does not train on a CPU; use bf16 or fp32"),
-        *_sharding_rules(c),
-        (
-            c.schedule.kind == "one_cycle" and c.schedule.warmup_epochs > 0,
-            "schedule.kind=one_cycle warms up by itself; set schedule.warmup_epochs=0",
-        ),
-    ]
-
-
-def _sharding_rules(c: RunConfig) -> list[tuple[bool, str]]:
-    if c.sharding == "none":
-        return []
-    return [
-        (c.compile, "sharding=fsdp2 and compile=true do not go together; set compile=false"),
-        (c.precision == "fp16", "sharding=fsdp2 scales no fp16 gradients; set precision=bf16 or fp32"),
-        (c.device == "mps", "sharding=fsdp2 needs several processes, and mps has one; leave it out"),
-        (
-            c.freeze.thaw_every is not None,
-            "sharding=fsdp2 decides once what learns; leave freeze.thaw_every out, or set sharding=none",
-        ),
-    ]
 
 
 def _line(error: Exception) -> str:

@@ -30,8 +30,8 @@ from vertebra.engine.learner import frozen_depth, make_model
 from vertebra.engine.losses import Distillation, class_weights, create_loss
 from vertebra.engine.multilabel import settle
 from vertebra.engine.optim import create_optimizer
+from vertebra.engine.rules import check, on_cpu
 from vertebra.engine.schedule import Schedule
-from vertebra.engine.settings import check
 from vertebra.engine.sharding import shard
 from vertebra.engine.teacher import Remembered, Teacher, load_teacher
 from vertebra.models.backbone import Backbone
@@ -174,13 +174,10 @@ def _accelerator(config: RunConfig, out: Path) -> Accelerator:
     # accelerate keeps the first accelerator's settings for the whole process; a second run has its own.
     AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
     GradientState._reset_state()  # pyright: ignore[reportPrivateUsage]
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise VertebraError("device=cuda, but torch sees no GPU here; set device=cpu, or leave it out")
-    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     thaws = config.freeze.thaw_every is not None
     accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=_precision(config, on_cpu),
+        cpu=on_cpu(config),
+        mixed_precision=_precision(config),
         log_with=list(config.trackers) or None,
         project_dir=out,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=thaws)],
@@ -198,10 +195,10 @@ def _accelerator(config: RunConfig, out: Path) -> Accelerator:
     return accelerator
 
 
-def _precision(config: RunConfig, on_cpu: bool) -> str:
+def _precision(config: RunConfig) -> str:
     if config.precision != "auto":
         return "no" if config.precision == "fp32" else config.precision
-    device = torch.device("cpu" if on_cpu else "cuda" if torch.cuda.is_available() else "mps")
+    device = torch.device("cpu" if on_cpu(config) else "cuda" if torch.cuda.is_available() else "mps")
     return "bf16" if native_bf16(device) else "no"
 
 

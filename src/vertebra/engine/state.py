@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,9 @@ from torch import nn
 from vertebra.engine import checkpoint, sharding
 from vertebra.engine.settings import as_dict, config_hash
 from vertebra.engine.setup import Run
+
+ECHO = 1.0
+"""Seconds within which a second signal is the first one's."""
 
 
 @dataclass(slots=True)
@@ -87,21 +91,26 @@ def restore(run: Run, saved: Mapping[str, Any]) -> State:
     if run.accelerator.scaler is not None and saved["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(saved["scaler"])
     checkpoint.set_random_state(saved["random"])
-    state = State(**saved["state"])
-    if not run.accelerator.is_main_process:
-        state.loss_sum, state.seen = 0.0, 0
-    return state
+    return State(**saved["state"])
 
 
 @contextmanager
 def listening() -> Generator[list[int]]:
-    """A list that holds the signal once somebody wants the run to end; a second Ctrl-C ends it at once."""
+    """A list that holds the signal once somebody wants the run to end; a second Ctrl-C ends it at once.
+
+    A launcher (torchrun) passes on what its processes, being in its group, have got already: no second one.
+    """
     pressed: list[int] = []
+    first = 0.0
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if pressed:
+        nonlocal first
+        now = time.monotonic()
+        if not pressed:
+            first = now
+            pressed.append(number)
+        elif number == signal.SIGINT and now - first > ECHO:
             raise KeyboardInterrupt
-        pressed.append(number)
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

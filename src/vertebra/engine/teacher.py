@@ -5,7 +5,9 @@ b batch, c channels, h w height and width in pixels, k classes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +35,8 @@ from vertebra.spec import VertebraError, did_you_mean
 
 ASKED_AT_ONCE = 64
 """Images."""
+HALF_IS_DEAD = 3600
+"""Seconds after which nobody writes on at a half file."""
 
 
 class Teacher:
@@ -111,6 +115,7 @@ class Remembered:
         path = folder.expanduser() / f"{cache.key(**seen, teacher=cache.weights_hash(teacher.model))}.safetensors"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_halves(path.parent)
             content = save({"logits": _ask(teacher, part, workers, console).half()})
             write_whole(path, content)
         self.logits = load_file(path)["logits"].to(teacher.columns.device)
@@ -118,6 +123,14 @@ class Remembered:
     def __call__(self, images: Tensor, indices: Tensor) -> Float[Tensor, "b k"]:
         """Logits."""
         return self.logits[indices.to(self.logits.device)].float()
+
+
+def _remove_halves(folder: Path) -> None:
+    """Of files that a kill left. Other runs may be writing theirs, which takes seconds."""
+    for half in folder.glob(".*.safetensors.*"):
+        with suppress(OSError):  # another run was faster
+            if time.time() - half.stat().st_mtime > HALF_IS_DEAD:
+                half.unlink()
 
 
 @torch.inference_mode()

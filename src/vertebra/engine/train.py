@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vertebra.data.loader import Batch, seed_of
-from vertebra.engine import checkpoint, outdir, sharding
+from vertebra.engine import checkpoint, outdir, sharding, together
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
 from vertebra.engine.learner import frozen_depth, side
@@ -33,6 +33,15 @@ from vertebra.engine.schedule import set_lr
 from vertebra.engine.settings import as_dict
 from vertebra.engine.setup import Run, build
 from vertebra.engine.state import State, listening, restore, save, weights
+from vertebra.engine.together import (
+    NotFiniteError,
+    absorb,
+    agree,
+    check_weights,
+    note_skipped,
+    share_statistics,
+    skipped_in,
+)
 from vertebra.models.groups import freeze
 from vertebra.spec import VertebraError
 
@@ -42,14 +51,6 @@ AGREE_EVERY = 20
 
 class InterruptedRunError(VertebraError):
     """Somebody pressed Ctrl-C; the run is saved."""
-
-
-class NotFiniteError(VertebraError):
-    """The loss is no number, in the update that begins with `step`."""
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,33 +74,37 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
         outdir.claim(out, resume)
     run = build(config, out, console)
     progress = Progress(console if run.accelerator.is_main_process else None)
-    state = State()
-    if run.dataset.multi_label:
-        named = ", ".join(run.classes[:5]) + (" ..." if len(run.classes) > 5 else "")
-        progress.say(f"labels     any number of {len(run.classes)} classes an image: {named}")
+    for line in describe(run):
+        progress.say(line)
     try:
-        goes_on = resume and bool(checkpoint.all_in(out))
-        run.accelerator.wait_for_everyone()  # all have looked before the first one writes
-        if goes_on:
-            state = restore(run, checkpoint.load_latest(out))
-            progress.say(f"resumed    epoch {state.epoch + 1}, step {state.step} of {run.train.order.steps}")
-        else:
-            if run.accelerator.is_main_process:
-                outdir.start(run.config, run.dataset, run.classes, out)
-            save(run, state, out)
-        run.accelerator.wait_for_everyone()
+        state = _start(run, out, resume, progress)
         if config.trackers:
             with outdir.tracking(out):
                 run.accelerator.init_trackers("vertebra")
         with listening() as pressed:
             stopped = _epochs(run, state, out, progress, pressed)
-        with outdir.tracking(out):
-            run.accelerator.end_training()
     finally:
         progress.close()
         run.train.close()
         run.val.close()
+        with outdir.tracking(out):
+            run.accelerator.end_training()
     return Result(out, outdir.best(state.metrics), state.metrics, state.skipped, stopped)
+
+
+def _start(run: Run, out: Path, resume: bool, progress: Progress) -> State:
+    """From the newest checkpoint, or from the beginning, which is a checkpoint, too."""
+    content = together.saved(run, out, resume=resume)
+    if content is not None:
+        state = restore(run, content)
+        progress.say(_resumed(run, state, content["processes"]))
+    else:
+        state = State()
+        if run.accelerator.is_main_process:
+            outdir.start(run.config, run.dataset, run.classes, out)
+        save(run, state, out)
+    run.accelerator.wait_for_everyone()
+    return state
 
 
 def _epochs(run: Run, state: State, out: Path, progress: Progress, pressed: list[int]) -> bool:
@@ -140,7 +145,7 @@ def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed:
     began = saved = time.monotonic()
     while state.step < run.updates * every:
         group = [next(batches) for _ in range(every)]
-        _note_skipped(state, group, progress)
+        note_skipped(state, skipped_in(group), progress)
         if (state.epoch, state.step) not in state.left_out:
             sums = _update(run, state, group)
             unseen.append((state.step, sums[0]))
@@ -152,15 +157,18 @@ def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed:
         if run.device.type != "cpu" and state.updates % AGREE_EVERY and not ends:
             continue
         due = time.monotonic() - saved >= run.config.save_every and not ends
-        stop, due = _agree(run, state.epoch, unseen, bool(pressed), due)
+        stop, due = agree(run, state.epoch, unseen, bool(pressed), due)
         unseen.clear()
+        if stop or due or ends:
+            check_weights(run, state.epoch, state.step - every)
         if stop or due:
-            _absorb(run, state, totals, time.monotonic() - began)
+            absorb(run, state, totals, time.monotonic() - began, progress)
             began = saved = time.monotonic()
+            share_statistics(run)
             save(run, state, out)
         if stop:
             raise InterruptedRunError(f"stopped in epoch {state.epoch + 1}, step {state.step}; saved in {out}")
-    _absorb(run, state, totals, time.monotonic() - began)
+    absorb(run, state, totals, time.monotonic() - began, progress)
 
 
 def _zeros(run: Run) -> Tensor:
@@ -240,40 +248,6 @@ def _lr(run: Run, state: State) -> float:
     return schedule.at(state.epoch - 1, [outdir.watched(row)[1] for row in state.metrics[: state.epoch]])
 
 
-def _agree(run: Run, epoch: int, losses: list[tuple[int, Tensor]], stop: bool, due: bool) -> tuple[bool, bool]:
-    """(stop?, save?): what any process wants, all do; when to save, the first one decides.
-
-    `losses`: (step, sum) of the updates since the last time. Raises `NotFiniteError` for the first that is no number.
-    """
-    finite = torch.stack([loss for _, loss in losses]).isfinite().tolist() if losses else []
-    bad = next((step for (step, _), fine in zip(losses, finite, strict=True) if not fine), -1)
-    if run.accelerator.num_processes > 1:
-        mine = torch.tensor([[bad, stop, due]], dtype=torch.float, device=run.device)
-        theirs = cast("list[list[float]]", cast("Tensor", run.accelerator.gather(mine)).tolist())
-        bad = int(min((row[0] for row in theirs if row[0] >= 0), default=-1))
-        stop, due = any(row[1] for row in theirs), bool(theirs[0][2])
-    if bad >= 0:
-        raise NotFiniteError(_which(run, epoch, bad), bad)
-    return stop, due
-
-
-def _absorb(run: Run, state: State, totals: Tensor, seconds: float) -> None:
-    """Take the sums of all processes into the state."""
-    whole = totals if run.accelerator.num_processes == 1 else cast("Tensor", run.accelerator.reduce(totals, "sum"))
-    state.loss_sum += float(whole[0])
-    state.seen += int(whole[1])
-    state.seconds += seconds
-    totals.zero_()
-
-
-def _note_skipped(state: State, group: list[Batch], progress: Progress) -> None:
-    for batch in group:
-        for index, why in batch.skipped:
-            if index not in state.skipped:
-                state.skipped[index] = why
-                progress.say(f"skipped    {why}")
-
-
 def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None:
     """Validate, write down, keep the best, save."""
     lr = _lr(run, state) if run.schedule.kind == "plateau" else run.schedule.at(state.updates - 1)
@@ -285,6 +259,7 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
         "images_per_s": state.seen / max(1e-9, state.seconds),
         "skipped": len(state.skipped),
     }
+    share_statistics(run)
     result = validate(run)
     row |= {f"val_{name}": value for name, value in result.metrics.summary().items()}
     state.metrics.append(row)
@@ -348,30 +323,32 @@ def _roll_back(run: Run, state: State, out: Path, error: NotFiniteError, progres
             f"{error}, after {c.rollbacks} rollbacks; lower optim.lr, or set optim.clip_norm=1", error.step
         ) from error
     progress.say(f"rolled back to {last.name}: {error}")
-    run.accelerator.wait_for_everyone()
-    restored = restore(run, checkpoint.load_latest(out))
+    content = together.saved(run, out, resume=True)
+    assert content is not None, "the one before the first step stays until there are others"
+    restored = restore(run, content)
     restored.left_out = left_out
     for f in fields(state):
         setattr(state, f.name, getattr(restored, f.name))
 
 
-def _which(run: Run, epoch: int, step: int) -> str:
-    """Names the batch: the images of all processes are a pure function of the epoch and the step."""
-    count = run.config.data.batch_size * run.config.optim.accumulate
-    start = step * run.config.data.batch_size
-    names = [run.train.part.samples[p.image].name for p in run.train.order.places(epoch)[start : start + count]]
-    return (
-        f"the loss is no finite number in epoch {epoch + 1}, step {step + 1} "
-        f"(images {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-    )
+def _resumed(run: Run, state: State, processes: int) -> str:
+    """Where it goes on. Every process draws its own dropout and mixing, so that another number of them draws others."""
+    line = f"resumed    epoch {state.epoch + 1}, step {state.step} of {run.train.order.steps}"
+    now = run.accelerator.num_processes
+    return line if now == processes else f"{line}; it was on {processes} processes, on {now} it draws other numbers"
 
 
 def describe(run: Run) -> list[str]:
     """What is about to happen, in a few lines."""
     parts = ", ".join(f"{len(part):,} {name}" for name, part in run.dataset.parts.items())
-    learning = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    size = " x ".join(map(str, run.model.pretrained_cfg["input_size"]))
+    all_, learning = (sum(p.numel() for p in run.model.parameters() if p.requires_grad or frozen) for frozen in (1, 0))
+    some = "" if learning == all_ else f" ({learning / 1e6:.2f} M learn)"
+    numbers = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)
+    several = ", any number an image" if run.dataset.multi_label else ""
     return [
-        f"data       {parts} images, {len(run.classes)} classes",
-        f"model      {run.config.model.name}, {learning / 1e6:.2f} M parameters, {run.accelerator.mixed_precision}",
+        f"data       {parts} images, {len(run.classes)} classes{several}: {', '.join(run.classes[:5])}"
+        + (" ..." if len(run.classes) > 5 else ""),
+        f"model      {run.config.model.name}, {all_ / 1e6:.2f} M parameters{some}, input {size}, {numbers}",
         f"steps      {run.config.epochs} epochs of {run.updates} updates, {run.train.order.batch_size} images",
     ]

@@ -221,6 +221,10 @@ def load_model(
 
 def _from_file(found: Resolved | None, path: Path, given: Mapping[str, Any]) -> Backbone:
     state, metadata = read_file(path)
+    if found is not None and METADATA_KEY in metadata:
+        # The name says what it is, but not what a file of ours calls its own classes.
+        own = from_config(json.loads(metadata[METADATA_KEY]), where=str(path)).cfg.label_names
+        found = replace(found, cfg=replace(found.cfg, label_names=own or found.cfg.label_names))
     if found is None and METADATA_KEY in metadata:
         found = from_config(json.loads(metadata[METADATA_KEY]), where=str(path))
     if found is None:

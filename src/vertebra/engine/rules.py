@@ -1,0 +1,177 @@
+"""What a `RunConfig` may not ask for: numbers out of bounds, settings that exclude each other, what is not here.
+
+Each rule is whether it is broken, and the line that says so.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vertebra.engine.config import DistillConfig, RunConfig
+from vertebra.hub.registry import REGISTRY
+from vertebra.spec import VertebraError, did_you_mean
+
+Rules = list[tuple[bool, str]]
+
+
+def check(config: RunConfig) -> None:
+    """Raise for what is out of bounds, cannot go together or is not on this machine, before anything starts."""
+    c = config
+    if not c.data.source:
+        raise VertebraError("no data: `vertebra train DATA --model NAME`")
+    if not c.model.name:
+        raise VertebraError("no model: --model NAME, as deit_tiny_patch16_224; `vertebra models` lists them")
+    REGISTRY.split(c.model.name)
+    for wrong, message in (*_bounds(c), *_start_rules(c), *_mix_rules(c), *_schedule_rules(c), *_sharding_rules(c)):
+        if wrong:
+            raise VertebraError(message)
+    for wrong, message in (*_device_rules(c), *_tracker_rules(c)):
+        if wrong:
+            raise VertebraError(message)
+
+
+def on_cpu(config: RunConfig) -> bool:
+    """Whether the run computes on the processor: as it says, or for want of a GPU."""
+    return config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def _bounds(c: RunConfig) -> Rules:
+    workers, patience, thaw, threshold = c.data.workers, c.stop.patience, c.freeze.thaw_every, c.loss.target_threshold
+    return [
+        (c.epochs < 1, f"epochs={c.epochs}: give 1 or more"),
+        (c.data.batch_size < 1, f"data.batch_size={c.data.batch_size}: give 1 or more"),
+        (workers is not None and workers < 0, f"data.workers={workers}: give 0 (none) or more, or null"),
+        (c.optim.accumulate < 1, f"optim.accumulate={c.optim.accumulate}: give 1 or more"),
+        (c.optim.lr <= 0, f"optim.lr={c.optim.lr}: give a rate above 0"),
+        (
+            c.data.start_size is not None and not 16 <= c.data.start_size <= (c.data.image_size or 0),
+            f"data.start_size={c.data.start_size} grows to data.image_size={c.data.image_size}: 16 or more, to no less",
+        ),
+        (not 0 < c.data.val_share < 1, f"data.val_share={c.data.val_share}: give a share between 0 and 1"),
+        (not 0 <= c.loss.smoothing < 1, f"loss.smoothing={c.loss.smoothing}: give a share from 0 to below 1"),
+        (
+            threshold is not None and not 0 <= threshold < 1,
+            f"loss.target_threshold={threshold}: give a share from 0 to below 1, or null",
+        ),
+        (c.augment.repeats < 1, f"augment.repeats={c.augment.repeats}: give 1 or more"),
+        (
+            c.ema.decay is not None and not 0 < c.ema.decay < 1,
+            f"ema.decay={c.ema.decay}: give a number between 0 and 1, as 0.999, or null",
+        ),
+        (thaw is not None and thaw <= 0, f"freeze.thaw_every={thaw}: give epochs above 0, or null"),
+        (patience is not None and patience < 0, f"stop.patience={patience}: give 0 or more, or null"),
+        (not 0 <= c.distill.alpha <= 1, f"distill.alpha={c.distill.alpha}: give a share from 0 to 1"),
+    ]
+
+
+def _start_rules(c: RunConfig) -> Rules:
+    """Of labels, and of where the model starts."""
+    starts = c.model.pretrained or c.model.weights is not None
+    frozen = c.freeze.depth != 0
+    return [
+        (
+            c.data.label_separator is not None and bool(c.data.label_columns),
+            "data.label_separator is for one column of labels, data.label_columns for columns of 0 and 1; give one",
+        ),
+        (
+            c.data.label_separator == "",
+            "data.label_separator is empty: give what stands between two classes, as |, or null",
+        ),
+        (
+            c.model.pretrained and c.model.weights is not None,
+            "model.pretrained and model.weights both name a checkpoint to start from; give one of them",
+        ),
+        (
+            frozen and not starts,
+            "freeze.depth without a checkpoint keeps random weights; add --pretrained or --weights FILE",
+        ),
+        (c.freeze.thaw_every is not None and not frozen, "freeze.thaw_every without freeze.depth thaws nothing"),
+    ]
+
+
+def _mix_rules(c: RunConfig) -> Rules:
+    """Of targets: mixed, smoothed, or a teacher's."""
+    mixes = c.augment.mixup > 0 or c.augment.cutmix > 0
+    least = c.loss.smoothing / 2  # of two classes, or of several an image; less for one of many
+    threshold = c.loss.target_threshold
+    return [
+        (
+            threshold is not None and threshold < least,
+            f"loss.target_threshold={threshold}: smoothing lifts wrong classes above; give {least:g}, or smoothing=0",
+        ),
+        (
+            mixes and c.augment.mix_prob == 0,
+            "augment.mix_prob=0 never mixes; set augment.mixup=0 and augment.cutmix=0 instead",
+        ),
+        (
+            c.distill.teacher is None and c.distill != DistillConfig(),
+            "distill settings without a teacher have no effect; set distill.teacher=NAME",
+        ),
+        (
+            c.distill.cache is not None and mixes,
+            "distill.cache holds no answers to mixed images; set augment.mixup=0 and augment.cutmix=0, or leave it out",
+        ),
+    ]
+
+
+def _schedule_rules(c: RunConfig) -> Rules:
+    return [
+        (
+            c.schedule.warmup_epochs >= c.epochs,
+            f"schedule.warmup_epochs={c.schedule.warmup_epochs} fills all {c.epochs} epochs; make it shorter",
+        ),
+        (
+            c.schedule.kind == "one_cycle" and c.schedule.warmup_epochs > 0,
+            "schedule.kind=one_cycle warms up by itself; set schedule.warmup_epochs=0",
+        ),
+        (
+            c.schedule.kind == "multistep" and not c.schedule.milestones,
+            "schedule.kind=multistep without milestones never falls; set schedule.milestones=[30, 60], in epochs",
+        ),
+    ]
+
+
+def _sharding_rules(c: RunConfig) -> Rules:
+    if c.sharding == "none":
+        return []
+    return [
+        (c.compile, "sharding=fsdp2 and compile=true do not go together; set compile=false"),
+        (c.precision == "fp16", "sharding=fsdp2 scales no fp16 gradients; set precision=bf16 or fp32"),
+        (c.device == "mps", "sharding=fsdp2 needs several processes, and mps has one; leave it out"),
+        (
+            c.freeze.thaw_every is not None,
+            "sharding=fsdp2 decides once what learns; leave freeze.thaw_every out, or set sharding=none",
+        ),
+    ]
+
+
+def _device_rules(c: RunConfig) -> Rules:
+    """Of the machine at hand."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    return [
+        (c.device == "cuda" and not cuda, "device=cuda, but torch sees no GPU here; set device=cpu, or leave it out"),
+        (
+            c.device == "mps" and not mps,
+            "device=mps, but torch sees no Apple GPU here; set device=cpu, or leave it out",
+        ),
+        (c.precision == "fp16" and on_cpu(c), "precision=fp16 does not train on a CPU; use bf16 or fp32"),
+    ]
+
+
+def _tracker_rules(c: RunConfig) -> Rules:
+    """Of those that accelerate knows: it leaves out what is not installed without a word."""
+    if not c.trackers:
+        return []
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = [str(kind) for kind in LoggerType.list() if str(kind) != "all"]
+    here = {str(kind) for kind in get_available_trackers()}
+    rules: Rules = []
+    for name in c.trackers:
+        hint = did_you_mean(name, known) or f"; allowed: {', '.join(known)}"
+        rules += [
+            (name not in known, f"trackers: unknown {name!r}{hint}"),
+            (name not in here, f"trackers: {name} is not installed; pip install {name}, or leave it out of trackers"),
+        ]
+    return rules

@@ -1,0 +1,121 @@
+"""What the processes of a run settle together: whether to stop or save, sums, unreadable images, running statistics.
+
+Every function here must be called by all processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from vertebra.data.loader import Batch
+from vertebra.engine import checkpoint, sharding
+from vertebra.engine.progress import Progress
+from vertebra.engine.setup import Run
+from vertebra.engine.state import State
+from vertebra.spec import VertebraError
+
+
+class NotFiniteError(VertebraError):
+    """The loss or the weights are no numbers, in the update that begins with `step`."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+def agree(run: Run, epoch: int, losses: list[tuple[int, Tensor]], stop: bool, due: bool) -> tuple[bool, bool]:
+    """(stop?, save?): what any process wants, all do; when to save, the first one decides.
+
+    `losses`: (step, sum) of the updates since the last time. Raises `NotFiniteError` for the first that is no number.
+    """
+    finite = torch.stack([loss for _, loss in losses]).isfinite().tolist() if losses else []
+    bad = next((step for (step, _), fine in zip(losses, finite, strict=True) if not fine), -1)
+    rows = _rows(run, [bad, stop, due])
+    bad = int(min((row[0] for row in rows if row[0] >= 0), default=-1))
+    if bad >= 0:
+        raise NotFiniteError(f"the loss is no finite number in {_named(run, epoch, bad)}", bad)
+    return any(row[1] for row in rows), bool(rows[0][2])
+
+
+def check_weights(run: Run, epoch: int, step: int) -> None:
+    """Raise `NotFiniteError` for the update that began with `step`, the last one, where it left weights that are no
+    numbers: its loss, from before it, does not show that.
+    """
+    largest = [_own(p.detach()).abs().amax() for p in run.model.parameters() if _own(p).numel()]
+    fine = bool(torch.stack(largest).isfinite().all()) if largest else True
+    if not all(row[0] for row in _rows(run, [fine])):
+        raise NotFiniteError(f"the weights are no finite numbers after {_named(run, epoch, step)}", step)
+
+
+def _own(parameter: Tensor) -> Tensor:
+    """What this process holds of it: of a sharded one, a part."""
+    return cast("Any", parameter).to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def _rows(run: Run, mine: list[float]) -> list[list[float]]:
+    """The numbers of every process."""
+    if run.accelerator.num_processes == 1:
+        return [mine]
+    row = torch.tensor([mine], dtype=torch.float, device=run.device)
+    return cast("list[list[float]]", cast("Tensor", run.accelerator.gather(row)).tolist())
+
+
+def _named(run: Run, epoch: int, step: int) -> str:
+    """The batch of an update: the images of all processes are a pure function of the epoch and the step."""
+    count = run.config.data.batch_size * run.config.optim.accumulate
+    start = step * run.config.data.batch_size
+    names = [run.train.part.samples[p.image].name for p in run.train.order.places(epoch)[start : start + count]]
+    return f"epoch {epoch + 1}, step {step + 1} (images {', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def absorb(run: Run, state: State, totals: Tensor, seconds: float, progress: Progress) -> None:
+    """Take the sums of all processes, and what they could not read, into the state."""
+    whole = totals
+    if run.accelerator.num_processes > 1:
+        whole = cast("Tensor", run.accelerator.reduce(totals, "sum"))
+        found = cast("list[tuple[int, str]]", gather_object(list(state.skipped.items())))
+        note_skipped(state, sorted(set(found)), progress)
+    state.loss_sum += float(whole[0])
+    state.seen += int(whole[1])
+    state.seconds += seconds
+    totals.zero_()
+
+
+def note_skipped(state: State, found: list[tuple[int, str]], progress: Progress) -> None:
+    """Each image that could not be read once."""
+    for index, why in found:
+        if index not in state.skipped:
+            state.skipped[index] = why
+            progress.say(f"skipped    {why}")
+
+
+def skipped_in(group: list[Batch]) -> list[tuple[int, str]]:
+    """(position in the split, why)"""
+    return [item for batch in group for item in batch.skipped]
+
+
+def share_statistics(run: Run) -> None:
+    """The first process' running statistics for all, so that what is validated is what is saved.
+
+    DDP shares them before each forward pass; since the last one, and in the average, they are each process' own.
+    """
+    if run.accelerator.num_processes == 1 or run.sharded:  # what is sharded shares them after each update
+        return
+    for model in (run.model, *([] if run.ema is None else [cast("nn.Module", run.ema.module)])):
+        sharding.share_buffers(model)
+
+
+def saved(run: Run, out: Path, *, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, which the first process chooses for all; None: to begin.
+
+    Raises `CheckpointError` where there is none that can be read, or a process does not see the first one's.
+    """
+    main = run.accelerator.is_main_process
+    mine = checkpoint.load_latest(out) if main and resume and checkpoint.all_in(out) else None
+    (step,) = broadcast_object_list([None if mine is None else mine["step"]])
+    return mine if main or step is None else checkpoint.load_step(out, step)
