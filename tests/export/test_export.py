@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 import vertebra
 from tests.export.conftest import LABELS
 from vertebra.data import create_transform, resolve_model_data_config
+from vertebra.engine.predict import Predictor
 from vertebra.export import export_model, is_artefact, load
 from vertebra.export.formats import FORMATS, Job
 from vertebra.export.write import generated
@@ -76,6 +77,10 @@ def test_photos_go_in_and_probabilities_come_out(vit: Backbone, tmp_path: Path) 
         expected = vit(transform(photo).unsqueeze(0)).softmax(-1)
     assert (file(found).softmax(-1) - expected).abs().max() < 2e-3
     assert torch.equal(file(found.expand(2, -1, -1, -1)), file(found).expand(2, -1))
+    photos = [photo, generated()[0]]
+    for (_, own), (_, asked) in zip(Predictor(file).stream(photos), Predictor(vit).stream(photos), strict=True):
+        assert own.labels[0] == asked.labels[0] == LABELS[asked.indices[0]]
+        assert own.probabilities[0] == pytest.approx(asked.probabilities[0], abs=5e-3)
 
 
 def test_openvino_of_a_cnn_takes_several_sizes(cnn: Backbone, tmp_path: Path) -> None:
