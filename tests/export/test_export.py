@@ -20,7 +20,8 @@ import vertebra
 from tests.export.conftest import LABELS
 from vertebra.data import create_transform, resolve_model_data_config
 from vertebra.engine.predict import Predictor
-from vertebra.export import export_model, is_artefact, load
+from vertebra.export import export_model, is_artefact, load, verify
+from vertebra.export.artefact import open_file
 from vertebra.export.formats import FORMATS, Job
 from vertebra.export.write import generated
 from vertebra.models.backbone import Backbone
@@ -190,6 +191,20 @@ def test_the_check_runs_alone_and_its_status_says_what_it_found(onnx_file: Path,
         assert done.returncode == status, done.stderr
         assert json.loads(done.stdout)[0]["shape"] == [2, 3, 32, 32]
     assert set(load_file(tmp_path / "reference.safetensors")) == {"image.0", "answer.0"}
+
+
+def test_the_check_opens_the_file_once(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = torch.randn(1, 3, 32, 32)
+    save_file(
+        {"image.0": image.numpy(), "answer.0": load(onnx_file)(image).numpy()}, tmp_path / "reference.safetensors"
+    )
+    opened = list[Path]()
+    monkeypatch.setattr(verify, "open_file", lambda path: opened.append(path) or open_file(path))
+    assert verify.main([str(onnx_file), str(tmp_path / "reference.safetensors")]) == 0
+    assert opened == [onnx_file]
+    assert json.loads(capsys.readouterr().out)[0]["shape"] == [1, 3, 32, 32]
 
 
 def test_nobody_is_told_that_openvino_and_nncf_are_used() -> None:
