@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
+import warnings
 from pathlib import Path
 
 import pytest
+import rich
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +20,8 @@ from tests.runtime.conftest import Fake
 from vertebra.cli import app
 from vertebra.runtime import buckets, cache, choose, interpreter, machine
 from vertebra.runtime.backend import BackendError
+from vertebra.runtime.graph import quiet
+from vertebra.runtime.int8 import _undrawn
 from vertebra.runtime.verify import BOUNDS, compare, made_up_images
 
 CPU = torch.device("cpu")
@@ -112,6 +117,31 @@ def test_a_fresh_interpreter_sees_the_package_and_nothing_of_the_users_folder(tm
         )
         assert done.returncode == 0, done.stderr
         assert "not the real one" not in done.stderr
+
+
+def test_silence_is_for_the_exporters_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet(), _undrawn():
+        print("of another thread")  # noqa: T201
+        rich.print("a bar")
+    rich.print("afterwards")
+    assert capsys.readouterr().out == "of another thread\nafterwards\n"
+
+
+def test_two_threads_that_want_silence_leave_warnings_as_they_were() -> None:
+    before, entered, left = list(warnings.filters), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with quiet():
+            entered.set()
+            left.wait(0.2)  # in vain, as long as the other one waits for its turn
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait()
+    with quiet():
+        left.set()
+        thread.join(5)
+    assert list(warnings.filters) == before
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
