@@ -2,6 +2,8 @@
 
 import importlib
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from vertebra.engine.contest import Contestant, build, input_size, peak_memory
 from vertebra.engine.limits import Limits, Work, measure_limits, work
 from vertebra.engine.measure import measure
 from vertebra.engine.plot import plot
+from vertebra.runtime import machine
 from vertebra.spec import UnknownNameError, VertebraError
 
 CPU = torch.device("cpu")
@@ -132,6 +135,69 @@ def test_a_training_step_trains(arch: str) -> None:
     step = build(Contestant("vertebra", arch, "eager", "f32", True, "cpu", 64))[0]
     first, second = (step(torch.ones(2, 3, 64, 64)).item() for _ in range(2))
     assert first != second
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bf16"), (False, "f32")])
+@pytest.mark.parametrize("train", [True, False])
+def test_auto_is_one_type_for_all_who_run(
+    native: bool, dtype: str, train: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "native_bf16", lambda _: native)
+    rows = benchmark(replace(PLAN, dtypes=("auto", dtype), train=train)).rows
+    assert [(row.backend, row.dtype, row.error) for row in rows] == [("eager", dtype, "")]
+    plan = replace(PLAN, backends=("auto",), dtypes=("auto",), train=train, against=("timm",))
+    types = {who.library: who.dtype for who in module._contestants(plan, ARCH)}
+    assert types == {"vertebra": dtype, "timm": dtype}
+
+
+def test_optimised_models_are_handed_images_as_they_lie_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[bool]()
+
+    class Fast(torch.nn.Module):
+        report = type("Report", (), {"backend": "fast", "dtype": "f32"})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.is_contiguous())
+            return x
+
+    monkeypatch.setattr(contest, "optimize", lambda *_, **__: Fast())
+    build(Contestant("vertebra", ARCH, "fast", "f32", False, "cpu", 64))[0](torch.ones(2, 3, 64, 64))
+    assert seen == [True]
+
+
+def test_shares_are_of_the_limits_that_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    better = Limits({key: 2 * value for key, value in LIMITS.flops.items()}, 2 * LIMITS.bandwidth)
+    measured = iter((LIMITS, better))
+    monkeypatch.setattr(module, "measure_limits", lambda *_: next(measured))
+    heard = list[Row]()
+    result = benchmark(PLAN, heard.append)
+    assert result.limits == better
+    for share in ("limit_share", "peak_share"):
+        assert getattr(result.rows[0], share) == pytest.approx(getattr(heard[0], share) / 2)
+
+
+def test_a_process_that_is_killed_while_memory_is_measured_costs_only_that_figure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(contest, "ProcessPoolExecutor", lambda *_, **__: Killed())
+    (row,) = benchmark(replace(PLAN, memory=True)).rows
+    assert row.seconds
+    assert row.peak_memory is None
+
+
+class Killed:
+    """A pool whose only process the system has killed."""
+
+    def __enter__(self) -> "Killed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, *_: object) -> Any:
+        future: Future[int] = Future()
+        future.set_exception(BrokenProcessPool("abruptly"))
+        return future
 
 
 def test_contestants_take_turns() -> None:

@@ -170,6 +170,21 @@ def test_given_names_are_used(tiny: Backbone) -> None:
     assert prediction.labels == tuple("abcdefg"[i] for i in prediction.indices)
 
 
+def test_what_a_model_brings_along_is_used_unless_something_else_is_given(tiny: Backbone) -> None:
+    class Photos(torch.nn.Module):
+        num_classes, in_chans, pretrained_cfg, with_preprocess = 3, 3, {}, True
+        labels = ("red", "green", "blue")
+        transform = staticmethod(small)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape == (1, 3, SIZE, SIZE)
+            return x.mean((2, 3)) * 9
+
+    photos = [jpeg("red"), jpeg("blue")]
+    assert [answer.labels[0] for _, answer in Predictor(Photos(), batch_size=8).stream(photos)] == ["red", "blue"]
+    assert Predictor(Photos(), labels=list("abc"))(photos[0]).labels[0] == "a"
+
+
 def test_half_precision_models_answer_in_float32() -> None:
     torch.manual_seed(1)
     model = vertebra.create_model("dla46_c", num_classes=7, dtype=torch.bfloat16)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from safetensors.numpy import load_file, save_file
 import vertebra
 from tests.export.conftest import LABELS
 from vertebra.data import create_transform, resolve_model_data_config
-from vertebra.export import export_model, is_artefact, load
+from vertebra.engine.predict import Predictor
+from vertebra.export import artefact, export_model, is_artefact, load, verify, write
+from vertebra.export.artefact import open_file
 from vertebra.export.formats import FORMATS, Job
-from vertebra.export.write import generated
+from vertebra.export.write import Options, generated
 from vertebra.models.backbone import Backbone
+from vertebra.runtime.sessions import onnx_session
 from vertebra.spec import UnknownNameError, VertebraError
 
 
@@ -76,6 +80,10 @@ def test_photos_go_in_and_probabilities_come_out(vit: Backbone, tmp_path: Path) 
         expected = vit(transform(photo).unsqueeze(0)).softmax(-1)
     assert (file(found).softmax(-1) - expected).abs().max() < 2e-3
     assert torch.equal(file(found.expand(2, -1, -1, -1)), file(found).expand(2, -1))
+    photos = [photo, generated()[0]]
+    for (_, own), (_, asked) in zip(Predictor(file).stream(photos), Predictor(vit).stream(photos), strict=True):
+        assert own.labels[0] == asked.labels[0] == LABELS[asked.indices[0]]
+        assert own.probabilities[0] == pytest.approx(asked.probabilities[0], abs=5e-3)
 
 
 def test_openvino_of_a_cnn_takes_several_sizes(cnn: Backbone, tmp_path: Path) -> None:
@@ -99,6 +107,73 @@ def test_openvino_int8_leaves_the_preprocessing_in_f32(cnn: Backbone, tmp_path: 
     assert (tmp_path / "cnn.bin").stat().st_size < 0.4 * sum(p.numel() for p in cnn.parameters()) * 4
     assert done.bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
     assert all(case.figures.cosine > 0.9 for case in done.cases)
+
+
+def test_openvino_int8_of_a_fixed_batch_is_calibrated_with_batches(vit: Backbone, tmp_path: Path) -> None:
+    photos = [photo.rotate(angle) for photo in generated() for angle in (0, 90, 180, 270)]
+    done = export_model(vit, tmp_path / "vit.xml", dtype="int8", batch=3, samples=photos)
+    assert [case.shape for case in done.cases] == [(3, 3, 32, 32)] * 4  # two generated ones beside
+    with pytest.raises(VertebraError, match=r"7 samples were given; give at least 8"):
+        export_model(vit, tmp_path / "vit.xml", dtype="int8", samples=photos[:7])
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(None, [1, 3, 10]), (1, [1] * 10), (4, [4, 4, 4])])
+@pytest.mark.parametrize("with_preprocess", [True, False])
+def test_every_photo_is_part_of_the_check(
+    vit: Backbone, tmp_path: Path, batch: int | None, sizes: list[int], with_preprocess: bool
+) -> None:
+    options = Options("onnx", "f32", False, with_preprocess, batch)
+    photos = [Image.new("RGB", (40, 40), (20 * i, 0, 0)) for i in range(10)]
+    write._save_reference(vit, options, photos, tmp_path / "reference.safetensors")
+    stored = load_file(tmp_path / "reference.safetensors")
+    images = [stored[f"image.{number}"] for number in range(len(stored) // 2)]
+    if not with_preprocess:
+        assert [len(image) for image in images] == sizes
+    reds = {round(float(row[..., 0].mean() if with_preprocess else row[0].mean()), 3) for i in images for row in i}
+    assert len(reds) == len(photos)
+
+
+def test_photos_are_decoded_one_at_a_time_and_no_more_than_needed(
+    vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, most = list[Any](), list[int]()
+
+    def decode(path: str) -> Image.Image:
+        image = Image.new("RGB", (40, 40), path)
+        made.append(weakref.ref(image))
+        most.append(sum(one() is not None for one in made))
+        return image
+
+    monkeypatch.setattr(write, "decode", decode)
+    shown: list[str] = []
+    monkeypatch.setattr(write, "_save_reference", lambda *args: shown.extend(args[2][2:]))
+    monkeypatch.setattr(write, "in_new_process", lambda *_: [])
+    monkeypatch.setitem(FORMATS, "openvino", replace(FORMATS["openvino"], write=lambda _, path: path.touch()))
+    export_model(vit, tmp_path / "a.xml", samples=["red"] * 400)
+    assert not most
+    assert shown == ["red"] * write.CHECK
+    export_model(vit, tmp_path / "a.xml", dtype="int8", samples=["red"] * 400)
+    assert len(most) == write.CALIBRATE
+    assert max(most) <= 2  # the one before goes when the next is there
+    most.clear()
+    assert len(write._cases(vit, Options("onnx", "f32", False, False, None), shown)) == 3
+    assert max(most) <= 2
+
+
+def test_onnx_runtime_uses_as_many_threads_as_torch(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def session(path: Path, threads: int) -> Any:
+        asked.append(threads)
+        return onnx_session(path, threads)
+
+    monkeypatch.setattr(artefact, "onnx_session", session)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    load(onnx_file)
+    assert asked == [3]
+    options = onnx_session(onnx_file, 2).get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_openvino_bf16_has_weights_of_16_bits(vit: Backbone, tmp_path: Path) -> None:
@@ -185,6 +260,20 @@ def test_the_check_runs_alone_and_its_status_says_what_it_found(onnx_file: Path,
         assert done.returncode == status, done.stderr
         assert json.loads(done.stdout)[0]["shape"] == [2, 3, 32, 32]
     assert set(load_file(tmp_path / "reference.safetensors")) == {"image.0", "answer.0"}
+
+
+def test_the_check_opens_the_file_once(
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = torch.randn(1, 3, 32, 32)
+    save_file(
+        {"image.0": image.numpy(), "answer.0": load(onnx_file)(image).numpy()}, tmp_path / "reference.safetensors"
+    )
+    opened = list[Path]()
+    monkeypatch.setattr(verify, "open_file", lambda path: opened.append(path) or open_file(path))
+    assert verify.main([str(onnx_file), str(tmp_path / "reference.safetensors")]) == 0
+    assert opened == [onnx_file]
+    assert json.loads(capsys.readouterr().out)[0]["shape"] == [1, 3, 32, 32]
 
 
 def test_nobody_is_told_that_openvino_and_nncf_are_used() -> None:

@@ -14,7 +14,7 @@ import vertebra
 from vertebra.models.backbone import Backbone
 from vertebra.runtime import machine
 from vertebra.runtime.backend import BackendError
-from vertebra.runtime.openvino import LEAST_SAMPLES
+from vertebra.runtime.int8 import LEAST_SAMPLES
 from vertebra.spec import VertebraError
 
 CPU = torch.device("cpu")

@@ -185,6 +185,19 @@ def test_a_model_that_cannot_leave_this_process_is_no_crash(vit: Backbone) -> No
         Build(vit, "f32", 1)
 
 
+def test_a_compilation_that_is_ended_leaves_nothing_half_made(
+    vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERTEBRA_CACHE", str(tmp_path))
+    build = Build(vit, "f32", 1)
+    own, others = (tmp_path / "compiled" / f".building-{pid}-x" for pid in (build._process.pid, 1))
+    for folder in (own, others):
+        folder.mkdir(parents=True)
+    build.close()
+    assert others.exists()
+    assert not own.exists()
+
+
 def test_a_compilation_that_fails_says_why(vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERTEBRA_CACHE", str(tmp_path))
     build = Build(vit, "f33", 1)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import threading
+import warnings
 from pathlib import Path
 
 import pytest
+import rich
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +18,10 @@ from typer.testing import CliRunner
 
 from tests.runtime.conftest import Fake
 from vertebra.cli import app
-from vertebra.runtime import buckets, cache, choose, machine
+from vertebra.runtime import buckets, cache, choose, interpreter, machine
 from vertebra.runtime.backend import BackendError
+from vertebra.runtime.graph import quiet
+from vertebra.runtime.int8 import _undrawn
 from vertebra.runtime.verify import BOUNDS, compare, made_up_images
 
 CPU = torch.device("cpu")
@@ -86,6 +92,67 @@ def test_what_was_wanted_longest_ago_goes_first(tmp_path: Path, monkeypatch: pyt
     with cache.building(tmp_path / "d") as folder:
         (folder / "file").write_bytes(bytes(1000))
     assert sorted(e.name for e in tmp_path.iterdir()) == ["a", "c", "d"]
+
+
+def test_what_is_half_made_for_a_day_goes_and_what_is_being_made_stays(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / f".building-1-{name}").mkdir()
+    os.utime(tmp_path / ".building-1-old", (1000, 1000))
+    with cache.building(tmp_path / "a"):
+        pass
+    assert sorted(e.name for e in tmp_path.iterdir()) == [".building-1-new", "a"]
+
+
+def test_another_process_that_prunes_costs_no_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: Path) -> int:
+        raise FileNotFoundError("removed by another process")
+
+    monkeypatch.setattr(cache, "size", gone)
+    with cache.building(tmp_path / "a"):
+        pass
+    assert cache.whole(tmp_path / "a")
+
+
+def test_a_fresh_interpreter_sees_the_package_and_nothing_of_the_users_folder(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('not the real one')")
+    (tmp_path / "vertebra.py").write_text("raise SystemExit('not the real one')")
+    for module in ("json.tool", "vertebra"):
+        done = subprocess.run(
+            interpreter.command(module, *(["--version"] if module == "vertebra" else [])),
+            env=interpreter.environment(),
+            cwd=tmp_path,
+            input="[]",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "not the real one" not in done.stderr
+
+
+def test_silence_is_for_the_exporters_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet(), _undrawn():
+        print("of another thread")  # noqa: T201
+        rich.print("a bar")
+    rich.print("afterwards")
+    assert capsys.readouterr().out == "of another thread\nafterwards\n"
+
+
+def test_two_threads_that_want_silence_leave_warnings_as_they_were() -> None:
+    before, entered, left = list(warnings.filters), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with quiet():
+            entered.set()
+            left.wait(0.2)  # in vain, as long as the other one waits for its turn
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait()
+    with quiet():
+        left.set()
+        thread.join(5)
+    assert list(warnings.filters) == before
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -99,12 +99,11 @@ def classify(
         predictor = Predictor(
             source,
             transform=transform,
-            labels=load_labels(labels) if labels else getattr(source, "labels", None),
+            labels=load_labels(labels) if labels else None,
             exact=exact,
             optimize="auto" if optimize is None else optimize,
             top=top,
-            # A file with its preprocessing inside takes photos as they are: of any size, so one at a time.
-            batch_size=1 if getattr(source, "with_preprocess", False) else batch_size,
+            batch_size=batch_size,
             device=pick_device(device),
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
         )
@@ -119,7 +118,7 @@ def classify(
 def _open(
     model: str | None, weights: Path | None, img_size: int | None, options: dict[str, Any], fixed: Mapping[str, object]
 ) -> "tuple[Classifier, Transform | None]":
-    """A model, or an exported file, and the transform that it asks for; None: its checkpoint's.
+    """A model, or an exported file, and the transform for another size; None: its own.
 
     `fixed`: further options that an exported file has no use for, with whether they were given.
     """
@@ -134,8 +133,7 @@ def _open(
             "an exported file has its weights and its size inside, and runs on the CPU as it was compiled",
             param_hint=f"'{named}'",
         )
-    artefact = load(model)
-    return artefact, artefact.transform
+    return load(model), None
 
 
 def _transform(model: "Backbone", img_size: int) -> "Transform":

@@ -65,7 +65,7 @@ class Row:
     flops: float | None = None
     """Operations a second reached."""
     peak_memory: int | None = None
-    """Bytes."""
+    """Bytes; None where the process that measures it had too little itself."""
     top1: float | None = None
     """ImageNet-1k top-1 in per cent of the published checkpoint, where there is one; None at another size."""
     error: str = ""
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(slots=True)
 class Result:
-    """Rows as they come, and the machine's limits (the best of before and after)."""
+    """Rows as they came, and the machine's limits (the best of before and after), which the rows' shares are of."""
 
     limits: Limits
     machine: dict[str, Any]
@@ -81,7 +81,10 @@ class Result:
 
 
 def benchmark(plan: Plan, heard: Callable[[Row], None] = lambda _: None) -> Result:
-    """Run `plan`; `heard` is told each row when it is known. Raises `VertebraError` for what does not exist."""
+    """Run `plan`; `heard` is told each row when it is known, its shares those of the limits as measured before.
+
+    Raises `VertebraError` for what does not exist.
+    """
     _check(plan)
     device = torch.device(plan.device)
     types = tuple({pick_dtype(dtype, device) for dtype in plan.dtypes} | {"f32"})
@@ -95,6 +98,7 @@ def benchmark(plan: Plan, heard: Callable[[Row], None] = lambda _: None) -> Resu
     after = measure_limits(device, types)
     flops = {key: max(value, after.flops[key]) for key, value in limits.flops.items()}
     found.limits = Limits(flops, max(limits.bandwidth, after.bandwidth))
+    found.rows = [_with_shares(row, found.limits) for row in found.rows]
     return found
 
 
@@ -130,17 +134,17 @@ def _check(plan: Plan) -> None:
 
 
 def _contestants(plan: Plan, model: str) -> list[Contestant]:
-    device = torch.device(plan.device)
+    types = [pick_dtype(dtype, torch.device(plan.device)) for dtype in plan.dtypes]
     ours = [
         Contestant("vertebra", model, "eager" if plan.train else backend, dtype, plan.train, plan.device, plan.img_size)
         for backend in plan.backends
-        for dtype in plan.dtypes
+        for dtype in types
     ]
-    types = ["f32", *(pick_dtype(d, device) for d in plan.dtypes if d != "int8")]
     peers = [
         Contestant(peer, model, "eager", dtype, plan.train, plan.device, plan.img_size)
         for peer in plan.against
-        for dtype in types
+        for dtype in ("f32", *types)
+        if dtype != "int8"
     ]
     return list(dict.fromkeys([*ours, *peers]))
 
@@ -206,16 +210,23 @@ def _timed(call: Callable[[], object], repeats: int, device: torch.device) -> fl
 def _figures(row: Row, taken: Sequence[float], todo: Work, limits: Limits) -> Row:
     middle = statistics.median(taken)
     quarters = statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else [middle, middle, middle]
-    return replace(
+    timed = replace(
         row,
         seconds=middle,
         spread=(quarters[2] - quarters[0]) / middle,
         images_per_second=row.batch / middle,
-        limit_share=todo.floor(limits, row.dtype) / middle,
-        peak_share=todo.flops / middle / limits.peak(row.dtype),
         intensity=todo.intensity,
         flops=todo.flops / middle,
     )
+    return _with_shares(timed, limits)
+
+
+def _with_shares(row: Row, limits: Limits) -> Row:
+    if row.seconds is None or row.flops is None or row.intensity is None:
+        return row
+    done = row.flops * row.seconds
+    floor = Work(done, done / row.intensity).floor(limits, row.dtype)
+    return replace(row, limit_share=floor / row.seconds, peak_share=row.flops / limits.peak(row.dtype))
 
 
 def _with_ratios(rows: list[Row]) -> list[Row]:

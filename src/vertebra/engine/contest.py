@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Contestant:
     model: str
     backend: str
     dtype: str
+    """f32, bf16 or int8; never auto: nobody knows then what was measured."""
     train: bool
     device: str
     img_size: int | None = None
@@ -81,9 +83,8 @@ def build(who: Contestant) -> tuple[Callable[[Tensor], object], str, str]:
         return _inference(fast), fast.report.backend, fast.report.dtype
     if who.dtype == "int8":
         raise VertebraError(f"{who.library} has no int8 in eager mode")
-    dtype = "f32" if who.dtype == "auto" else who.dtype
-    model = _plain(who).eval().to(dtype=DTYPES[dtype], memory_format=torch.channels_last)
-    return _inference(model, DTYPES[dtype]), "eager", dtype
+    model = _plain(who).eval().to(dtype=DTYPES[who.dtype], memory_format=torch.channels_last)
+    return _inference(model, DTYPES[who.dtype]), "eager", who.dtype
 
 
 def input_size(who: Contestant) -> Size:
@@ -118,17 +119,19 @@ def _peer(module: str) -> Any:
         raise VertebraError(f"--against {module.partition('.')[0]} needs it installed: pip install {module}") from error
 
 
-def _inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], object]:
+def _inference(model: nn.Module, dtype: torch.dtype | None = None) -> Callable[[Tensor], object]:
+    """`dtype` None: an optimised model, which is handed plain images and lays them out itself."""
+
     def call(images: Tensor) -> object:
         with torch.inference_mode():
-            return model(images.to(dtype=dtype, memory_format=torch.channels_last))
+            return model(images if dtype is None else images.to(dtype=dtype, memory_format=torch.channels_last))
 
     return call
 
 
 def _training(model: nn.Module, who: Contestant) -> Callable[[Tensor], object]:
     """Forward, cross-entropy, backward, SGD with momentum; bf16 by autocast, as training does it."""
-    if who.dtype not in ("f32", "auto", "bf16") or who.backend not in ("eager", "auto"):
+    if who.dtype not in ("f32", "bf16") or who.backend != "eager":
         raise VertebraError(f"a training step runs eagerly in f32 or bf16, not with {who.backend} in {who.dtype}")
     model = model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
@@ -148,12 +151,18 @@ def _training(model: nn.Module, who: Contestant) -> Callable[[Tensor], object]:
     return call
 
 
-def peak_memory(who: Contestant, batch: int) -> int:
-    """Bytes at most: of the GPU's memory, or of a process that does nothing else (all of it, torch included)."""
-    if torch.device(who.device).type == "cuda":
-        return _one_call(who, batch)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_one_call, who, batch).result()
+def peak_memory(who: Contestant, batch: int) -> int | None:
+    """Bytes at most: of the GPU's memory, or of a process that does nothing else (all of it, torch included).
+
+    None where memory did not suffice for a second one: what was timed already shall not be lost to that.
+    """
+    try:
+        if torch.device(who.device).type == "cuda":
+            return _one_call(who, batch)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_one_call, who, batch).result()
+    except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError):  # killed by the system, or told no
+        return None
 
 
 def _one_call(who: Contestant, batch: int) -> int:

@@ -79,9 +79,10 @@ class Predictor:
     ) -> None:
         """Put the model into eval mode, and onto `device` where one is named.
 
-        `transform` and `labels` default to what the model's checkpoint says; classes that nobody named are called
-        `class 17`. `top` is the number of classes to name (all of them, where the model has fewer). `max_pixels`
-        (width x height) bounds what is decoded; None: no bound.
+        `transform` and `labels` default to what the model itself has, else to what its checkpoint says; classes that
+        nobody named are called `class 17`. A file that was exported with its preprocessing inside is asked about one
+        photo at a time, because they are of any size. `top` is the number of classes to name (all of them, where the
+        model has fewer). `max_pixels` (width x height) bounds what is decoded; None: no bound.
         `exact` decodes every pixel, resizes as Pillow does and computes in the model's own type; without it, large
         JPEGs are decoded at a reduced scale, the resize may round otherwise by a level or two (probabilities within
         `eval_reader.TOLERANCE`), and an optimised model may use bf16.
@@ -89,6 +90,8 @@ class Predictor:
         `workers` threads read a stream's photos; default: one a core. Raises `VertebraError`.
         """
         workers = default_workers() if workers is None else workers
+        transform = transform or getattr(model, "transform", None)
+        batch_size = 1 if getattr(model, "with_preprocess", False) else batch_size
         for name, value in (("top", top), ("batch_size", batch_size), ("workers", workers)):
             if value < 1:
                 raise VertebraError(f"{name}={value}: give a whole number from 1 on")
@@ -212,6 +215,7 @@ def _default_transform(config: dict[str, Any] | None) -> Transform:
 
 
 def _class_names(model: Classifier, labels: Sequence[str] | None) -> tuple[str, ...]:
+    labels = getattr(model, "labels", None) if labels is None else labels
     if labels is None:
         known = labels_for(model.num_classes, model.pretrained_cfg)
         return known or tuple(f"class {i}" for i in range(model.num_classes))

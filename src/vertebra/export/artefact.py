@@ -3,11 +3,11 @@
 b batch, c channels, h w height and width in pixels, k classes.
 """
 
-import importlib
 import json
 import queue
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vertebra.export.record import Record
+from vertebra.runtime.sessions import onnx_session
 from vertebra.runtime.unreported import openvino_core
 from vertebra.spec import VertebraError
 
@@ -42,7 +43,9 @@ def load(path: str | Path) -> "Artefact":
 
     An AOTInductor package (.pt2) is a program: loading it runs what its author compiled. The other formats are data.
     """
-    record, run = open_file(path)
+    import torch
+
+    record, run = open_file(path, torch.get_num_threads())
     return Artefact(record, run)
 
 
@@ -120,12 +123,16 @@ class Artefact:
             )
 
 
-def open_file(path: str | Path) -> tuple[Record, Run]:
-    """A file's record, and what runs it on arrays. Raises `VertebraError`."""
+def open_file(path: str | Path, threads: int = 0) -> tuple[Record, Run]:
+    """A file's record, and what runs it on arrays; `threads` of ONNX Runtime, 0: one a core. Raises `VertebraError`."""
     path = Path(path)
     if not path.is_file():
         raise VertebraError(f"no file at {path}")
-    openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_pt2}
+    openers: dict[str, Callable[[Path], tuple[Record, Run]]] = {
+        ".onnx": partial(_open_onnx, threads=threads),
+        ".xml": _open_openvino,
+        ".pt2": _open_pt2,
+    }
     opener = openers.get(path.suffix.lower())
     if opener is None:
         raise VertebraError(f"{path}: exported files end in {', '.join(SUFFIXES)}")
@@ -135,14 +142,10 @@ def open_file(path: str | Path) -> tuple[Record, Run]:
         raise VertebraError(f"{path} needs the package {error.name}; pip install 'vertebra[fast]'") from error
 
 
-def _open_onnx(path: Path) -> tuple[Record, Run]:
-    import onnxruntime as ort
-
-    errors: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    ort.set_default_logger_severity(3)
+def _open_onnx(path: Path, threads: int) -> tuple[Record, Run]:
     try:
-        session: Any = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph) as error:
+        session = onnx_session(path, threads)
+    except RuntimeError as error:
         raise VertebraError(f"{path} cannot be read: {error}") from error
     record = Record.from_strings(session.get_modelmeta().custom_metadata_map, where=str(path))
     name = session.get_inputs()[0].name

@@ -14,7 +14,8 @@ from torch import Tensor
 from vertebra.export.artefact import RECORD_FILE
 from vertebra.export.graph import Plan
 from vertebra.export.record import Record
-from vertebra.runtime.graph import quiet, save_onnx, tracing
+from vertebra.runtime.graph import quiet, save_onnx
+from vertebra.runtime.int8 import quantised
 from vertebra.runtime.machine import compiler
 from vertebra.runtime.unreported import openvino_core, unreported
 from vertebra.spec import VertebraError
@@ -65,7 +66,7 @@ def onnx_to_openvino(graph: Path, job: Job, path: Path) -> None:
     core = openvino_core()
     model: Any = core.read_model(graph)
     if job.record.dtype == "int8":
-        model = _quantised(model, job)
+        model = quantised(model, job.samples, batch=job.record.batch or 1, transformer=job.transformer)
     if job.photo is not None:
         photo = graph.with_name("photo.onnx")
         save_onnx(job.photo.program(), photo)
@@ -73,19 +74,6 @@ def onnx_to_openvino(graph: Path, job: Job, path: Path) -> None:
     for key, value in job.record.to_strings().items():
         model.set_rt_info(value, key.split("."))
     unreported("openvino").save_model(model, path, compress_to_fp16=job.record.dtype == "bf16")
-
-
-def _quantised(model: Any, job: Job) -> Any:
-    nncf = unreported("nncf")
-    images = [sample.unsqueeze(0).numpy() for sample in job.samples]
-    with tracing, quiet():
-        return nncf.quantize(
-            model,
-            nncf.Dataset(images),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(images),
-            model_type=nncf.ModelType.TRANSFORMER if job.transformer else None,
-        )
 
 
 def _chained(photo: Any, model: Any) -> Any:
@@ -104,7 +92,7 @@ def _chained(photo: Any, model: Any) -> Any:
 
 def write_pt2(job: Job, path: Path) -> None:
     """`torch.export`'s archive, the record among its extra files."""
-    with tracing, quiet():
+    with quiet():
         extra: dict[str, Any] = {RECORD_FILE: json.dumps(job.record.to_strings())}
         torch.export.save(job.plan.program(), path, extra_files=extra)
 
@@ -116,7 +104,7 @@ def write_aoti(job: Job, path: Path) -> None:
             "an AOTInductor package needs a C++ compiler, and neither g++ nor clang++ nor $CXX is on the PATH; install"
             " one, or export as pt2"
         )
-    with tracing, quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         from torch._inductor import aoti_compile_and_package
 
         aoti_compile_and_package(job.plan.program(), package_path=str(path), inductor_configs={"freezing": True})

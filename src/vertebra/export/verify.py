@@ -6,7 +6,6 @@ REFERENCE (.safetensors) holds `image.N` and `answer.N`: inputs as the file take
 """
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from safetensors.numpy import load_file
 from vertebra.export.artefact import TINY, open_file
 from vertebra.export.bounds import BOUNDS, PHOTO_BOUND, Array, Bound, Figures, compare
 from vertebra.export.record import Record
+from vertebra.runtime import interpreter
 from vertebra.spec import VertebraError
 
 
@@ -39,7 +39,7 @@ def bound_for(record: Record) -> Bound:
     return PHOTO_BOUND if record.with_preprocess and record.dtype == "f32" else BOUNDS[record.dtype]
 
 
-def verify(artefact: Path, reference: Path) -> list[Case]:
+def verify(artefact: Path, reference: Path) -> tuple[Record, list[Case]]:
     """Compare in this process. Every case, in order; judging them is `in_new_process`'s and `main`'s."""
     record, run = open_file(artefact)
     tensors, cases = load_file(reference), list[Case]()
@@ -49,7 +49,7 @@ def verify(artefact: Path, reference: Path) -> list[Case]:
         if record.with_preprocess:
             found, expected = np.log(np.maximum(found, TINY)), _log_softmax(expected)
         cases.append(Case(image.shape, compare(expected, found, bound_for(record))))
-    return cases
+    return record, cases
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -61,10 +61,8 @@ def _log_softmax(logits: Array) -> Array:
 
 def in_new_process(artefact: Path, reference: Path, record: Record) -> list[Case]:
     """`verify` by a fresh interpreter. Raises `VertebraError` with the figures where a bound is broken."""
-    home = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH", "")) if p)
-    command = [sys.executable, "-m", "vertebra.export.verify", str(artefact), str(reference)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    command = interpreter.command("vertebra.export.verify", artefact, reference)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=interpreter.environment())
     lines = done.stdout.strip().splitlines()
     if done.returncode not in (0, 1) or not lines or not lines[-1].startswith("["):
         reason = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
@@ -83,9 +81,9 @@ def in_new_process(artefact: Path, reference: Path, record: Record) -> list[Case
 def main(arguments: list[str]) -> int:
     """0: within its bounds; 1: not. The figures are one line of JSON on stdout."""
     artefact, reference = map(Path, arguments)
-    cases = verify(artefact, reference)
+    record, cases = verify(artefact, reference)
     sys.stdout.write(json.dumps([asdict(case) for case in cases]) + "\n")
-    bound = bound_for(open_file(artefact)[0])
+    bound = bound_for(record)
     return 0 if all(case.figures.within(bound) for case in cases) else 1
 
 

@@ -2,11 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ from vertebra.hub.factory import create_model, describe
 from vertebra.models.backbone import Backbone
 from vertebra.runtime.cache import weights_hash
 from vertebra.runtime.graph import OPSET
+from vertebra.runtime.int8 import check_samples
 from vertebra.runtime.machine import missing
 from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
 
 Sample = str | Path | Image.Image
 BATCHES = (1, 3, 8)
-"""Batches that an artefact of any batch is checked with."""
+"""Batches that an artefact of any batch is checked with; the last is larger where there are more images."""
 CALIBRATE, CHECK = 300, 8
 """The most samples read, and the most of them that are part of the check."""
 
@@ -101,9 +101,8 @@ def _write(
 ) -> Exported:
     written, reference = folder / "new" / out.name, folder / "reference.safetensors"
     written.parent.mkdir()
-    photos = [_photo(sample) for sample in islice(samples, CALIBRATE)]
-    FORMATS[options.format].write(_job(model, options, record, photos), written)
-    shown = photos[:CHECK] or (_installed_photo() if record.labels else [])
+    FORMATS[options.format].write(_job(model, options, record, samples[:CALIBRATE]), written)
+    shown = samples[:CHECK] or (_installed_photo() if record.labels else [])
     _save_reference(model, options, [*generated(), *shown], reference)
     cases = in_new_process(written, reference, record)
     files = sorted(written.parent.iterdir(), key=lambda file: file == written)  # weights first, what names them last
@@ -153,10 +152,8 @@ def _check(model: object, options: Options, out: Path, samples: Sequence[Sample]
             "OpenVINO would compute the resize's pixel positions in bf16, too, and miss them; use f32 or int8, or leave"
             " with_preprocess out"
         )
-    if options.dtype == "int8" and not samples:
-        raise VertebraError(
-            "int8 needs photos to calibrate on: give samples (a hundred or more, as the model will see)"
-        )
+    if options.dtype == "int8":
+        check_samples(len(samples))
     if lacking := missing(*kind.needs):
         raise VertebraError(f"{options.format} needs {', '.join(lacking)}; pip install 'vertebra[fast]'")
     if out.is_dir():
@@ -198,7 +195,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _job(model: Backbone, options: Options, record: Record, photos: Sequence[Image.Image]) -> Job:
+def _job(model: Backbone, options: Options, record: Record, samples: Sequence[Sample]) -> Job:
     apart = options.with_preprocess and options.dtype == "int8"
     planned = plan(
         model,
@@ -207,13 +204,14 @@ def _job(model: Backbone, options: Options, record: Record, photos: Sequence[Ima
         dynamic_size=options.dynamic_size,
         batch=options.batch,
     )
-    samples: list[Tensor] = []
-    if options.dtype == "int8":
-        transform = _transform(model)
-        samples = [transform(photo) for photo in photos]
-        if options.batch is not None:
-            samples = samples[: len(samples) // options.batch * options.batch]
-    return Job(planned, record, samples, photo_plan(model) if apart else None, transformer=not model.spatial)
+    seen = _seen(model, samples) if options.dtype == "int8" else []
+    return Job(planned, record, seen, photo_plan(model) if apart else None, transformer=not model.spatial)
+
+
+def _seen(model: Backbone, samples: Sequence[Sample]) -> list[Tensor]:
+    """As the model sees them, (c, h, w): decoded one at a time, because photos may be large."""
+    transform = _transform(model)
+    return [transform(_photo(sample)) for sample in samples]
 
 
 def _transform(model: Backbone) -> Any:
@@ -225,11 +223,11 @@ def _photo(sample: Sample) -> Image.Image:
     return sample if isinstance(sample, Image.Image) else decode(sample)
 
 
-def _installed_photo() -> list[Image.Image]:
+def _installed_photo() -> list[Path]:
     """A cat, where the extra `demo` (scikit-image) is installed."""
     found = find_spec("skimage")
     path = None if found is None or found.origin is None else Path(found.origin).with_name("data") / "chelsea.png"
-    return [decode(path)] if path is not None and path.is_file() else []
+    return [path] if path is not None and path.is_file() else []
 
 
 def generated() -> list[Image.Image]:
@@ -248,11 +246,11 @@ def generated() -> list[Image.Image]:
     return pictures
 
 
-def _save_reference(model: Backbone, options: Options, photos: Sequence[Image.Image], path: Path) -> None:
+def _save_reference(model: Backbone, options: Options, photos: Sequence[Sample], path: Path) -> None:
     """Inputs and eager's f32 answers: each batch size, each further size where sizes may vary, each photo."""
     from safetensors.torch import save_file
 
-    cases = list(_photo_cases(model, options, photos) if options.with_preprocess else _cases(model, options, photos))
+    cases = _photo_cases(model, options, photos) if options.with_preprocess else _cases(model, options, photos)
     asked = any_size(model) if options.dynamic_size else model
     tensors: dict[str, Tensor] = {}
     for number, (image, normalised) in enumerate(cases):
@@ -261,20 +259,25 @@ def _save_reference(model: Backbone, options: Options, photos: Sequence[Image.Im
     save_file(tensors, path)
 
 
-def _cases(model: Backbone, options: Options, photos: Sequence[Image.Image]) -> list[tuple[Tensor, Tensor]]:
+def _cases(model: Backbone, options: Options, photos: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
     config: dict[str, Any] = resolve_model_data_config(model)
     channels, (height, width) = model.in_chans, config["input_size"][-2:]
     if channels == 3:
-        transform = _transform(model)
-        seen = torch.stack([transform(photo) for photo in photos])
+        seen = torch.stack(_seen(model, photos))
     else:
         seen = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-    batches = BATCHES if options.batch is None else (options.batch,)
-    images = [_rows(seen, count) for count in batches]
+    images = _batches(seen, options.batch)
     if options.dynamic_size:
         step = size_multiple(model)
         images += [torch.nn.functional.interpolate(images[0], (height + step, width + 2 * step))]
     return [(image, image) for image in images]
+
+
+def _batches(images: Tensor, fixed: int | None) -> list[Tensor]:
+    """Every image is in one of them at least."""
+    if fixed is not None:
+        return [_rows(part, fixed) for part in images.split(fixed)]
+    return [_rows(images, count) for count in (*BATCHES[:-1], max(BATCHES[-1], len(images)))]
 
 
 def _rows(images: Tensor, count: int) -> Tensor:
@@ -283,16 +286,15 @@ def _rows(images: Tensor, count: int) -> Tensor:
     return torch.stack(made)
 
 
-def _photo_cases(model: Backbone, options: Options, photos: Sequence[Image.Image]) -> list[tuple[Tensor, Tensor]]:
+def _photo_cases(model: Backbone, options: Options, photos: Sequence[Sample]) -> Iterator[tuple[Tensor, Tensor]]:
     """The expected answers go through Pillow and `create_transform`, not through the graph's own resize."""
     import numpy as np
 
-    transform, cases = _transform(model), list[tuple[Tensor, Tensor]]()
+    transform = _transform(model)
     batches = BATCHES if options.batch is None else (options.batch,)
     for number in range(max(len(photos), len(batches))):
-        photo = photos[number % len(photos)]
+        photo = _photo(photos[number % len(photos)])
         count = batches[number % len(batches)]
         turned = [photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if i % 2 else photo for i in range(count)]
         raw = torch.stack([torch.from_numpy(np.array(p)) for p in turned])
-        cases.append((raw, torch.stack([transform(p) for p in turned])))
-    return cases
+        yield raw, torch.stack([transform(p) for p in turned])

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from vertebra.models.backbone import Backbone
-from vertebra.runtime import cache
+from vertebra.runtime import cache, interpreter
 from vertebra.runtime.backend import BackendError
 
 
@@ -30,8 +30,10 @@ class Build:
             self._folder.cleanup()
             raise
         self._log = Path(self._folder.name, "log").open("w+")  # noqa: SIM115 - open for as long as the process runs
+        self._cache = cache.root()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(weights), str(cache.root()), dtype, str(threads)],
+            interpreter.command(__name__, weights, self._cache, dtype, threads),
+            env=interpreter.environment(),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -50,10 +52,11 @@ class Build:
         return lines[-1] if lines else f"status {self._process.returncode}"
 
     def close(self) -> None:
-        """End it if it still runs, and remove what it needed."""
+        """End it if it still runs, and remove what it needed and what it had half made."""
         if self._process.poll() is None:
             self._process.terminate()
         self._process.wait()
+        cache.drop_half_made(cache.compiled(self._cache), self._process.pid)
         self._log.close()
         self._folder.cleanup()
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from torch import nn
 
 _MANIFEST = "files.json"
 _HALF_MADE = ".building-"
+"""Then the number of the process that builds, and a dash."""
+_FORGOTTEN = 24 * 3600
+"""Seconds after which nobody builds any more: the process was killed."""
 
 
 def root(cache_dir: str | Path | None = None) -> Path:
@@ -23,6 +27,11 @@ def root(cache_dir: str | Path | None = None) -> Path:
     if own := os.environ.get("VERTEBRA_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vertebra"
+
+
+def compiled(folder: Path) -> Path:
+    """Where in a cache folder the artefacts lie."""
+    return folder / "compiled"
 
 
 def limit() -> int:
@@ -61,7 +70,7 @@ def building(entry: Path) -> Generator[Path]:
     Of two processes that build the same thing, the second's work is dropped.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=_HALF_MADE, dir=entry.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_HALF_MADE}{os.getpid()}-", dir=entry.parent))
     try:
         yield folder
         sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
@@ -70,7 +79,8 @@ def building(entry: Path) -> Generator[Path]:
             shutil.rmtree(entry, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was faster by a moment: its artefact is as good
                 folder.rename(entry)
-        prune(entry.parent, keep=entry)
+        with contextlib.suppress(OSError):  # others prune beside us; whoever builds next goes on with it
+            prune(entry.parent, keep=entry)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -86,8 +96,20 @@ def size(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
 
 
+def drop_half_made(folder: Path, process: int) -> None:
+    """Remove what a process that was ended left half made in `folder`."""
+    for half in folder.glob(f"{_HALF_MADE}{process}-*"):
+        shutil.rmtree(half, ignore_errors=True)
+
+
 def prune(folder: Path, keep: Path) -> None:
-    """Remove the artefacts that were wanted longest ago until the rest fits `limit()`; never `keep`."""
+    """Remove the artefacts that were wanted longest ago until the rest fits `limit()`; never `keep`.
+
+    What is half made goes after a day. Raises OSError where another process removes something at this moment.
+    """
+    for half in folder.glob(f"{_HALF_MADE}*"):
+        if time.time() - half.stat().st_mtime > _FORGOTTEN:
+            shutil.rmtree(half, ignore_errors=True)
     entries = [e for e in folder.iterdir() if e.is_dir() and e != keep and not e.name.startswith(_HALF_MADE)]
     entries.sort(key=lambda e: e.stat().st_mtime, reverse=True)
     left = limit() - size(keep)

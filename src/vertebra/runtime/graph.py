@@ -5,7 +5,6 @@ The batch is free; height and width are where `Job.any_size` says so.
 
 import contextlib
 import copy
-import io
 import logging
 import threading
 import warnings
@@ -30,7 +29,10 @@ tracing = threading.RLock()
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Exporters warn of their own internals and print progress; neither is for our user, whom the check protects."""
+    """Exporters warn of their own internals; that is not for our user, whom the check protects.
+
+    One thread at a time: of two that set warnings aside at once, one would put the other's silence back for good.
+    """
     names = (
         "torch.onnx",
         "torch.onnx._internal",
@@ -41,16 +43,16 @@ def quiet() -> Generator[None]:
         "torch.utils.cpp_extension",
     )
     loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+    with tracing, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
             yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def capture(job: Job, dtype: torch.dtype = torch.float32, *, channels_last: bool = False) -> ExportedProgram:
@@ -65,7 +67,7 @@ def capture(job: Job, dtype: torch.dtype = torch.float32, *, channels_last: bool
     if job.any_size:
         free |= {2: Dim.AUTO, 3: Dim.AUTO}
     try:
-        with tracing, quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             return torch.export.export(_Plain(model), (example,), dynamic_shapes=(free,), strict=False)
     except UserError as error:
         reason = " ".join(str(error).partition("Suggested fixes")[0].split())[:300]
@@ -93,7 +95,7 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, str] 
 
     The program is used up: its graph is changed on the way.
     """
-    with tracing, quiet():
+    with quiet():
         simplify(program)
         made = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["answer"], verbose=False

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vertebra.runtime import buckets
 from vertebra.runtime.backend import DTYPES, Job, Program
-from vertebra.runtime.graph import capture, quiet, tracing
+from vertebra.runtime.graph import capture, quiet
 from vertebra.runtime.machine import compiler, missing
 
 LARGEST = 256
@@ -64,7 +64,7 @@ class GraphProgram:
         kernels = patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": str(self._folder / "kernels")})
         # Each bucket is a recompilation that is meant; at torch's limit of 8 it would go back to eager mode.
         more = torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=4096)
-        with tracing, quiet(), kernels, more:
+        with quiet(), kernels, more:
             answer = self._compiled(image).float().clone()
         self._seen.add(len(x))
         return answer
@@ -90,7 +90,7 @@ class Inductor:
             (folder / "kernels").mkdir()  # filled when a batch of a new size comes
             return
         program = capture(job, DTYPES[job.dtype])
-        with tracing, quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(folder / "model.pt2"), inductor_configs={"freezing": True}
             )

@@ -1,6 +1,5 @@
 """ONNX Runtime: the graph with its own optimiser; a session may be called by several threads."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from vertebra.runtime.backend import Job, Program
 from vertebra.runtime.graph import write_onnx
 from vertebra.runtime.machine import missing
+from vertebra.runtime.sessions import onnx_session
 
 
 class OnnxProgram:
@@ -39,16 +39,4 @@ class OnnxRuntime:
         write_onnx(job, folder / "model.onnx")
 
     def load(self, job: Job, folder: Path) -> Program:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = job.threads
-        options.log_severity_level = 3
-        # Its threads spin while they wait; beside decoding threads, on the same cores, that is time taken from them.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if job.threads > 1 else "1")
-        damage: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-        try:
-            session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        except (damage.Fail, damage.InvalidProtobuf, damage.InvalidGraph, damage.NoSuchFile) as error:
-            raise RuntimeError(f"onnxruntime cannot read its graph: {error}") from error
-        return OnnxProgram(session, job.any_size)
+        return OnnxProgram(onnx_session(folder / "model.onnx", job.threads), job.any_size)

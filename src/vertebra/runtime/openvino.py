@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vertebra.runtime.backend import BackendError, Job, Program
-from vertebra.runtime.graph import quiet, write_onnx
+from vertebra.runtime.backend import Job, Program
+from vertebra.runtime.graph import write_onnx
+from vertebra.runtime.int8 import quantised
 from vertebra.runtime.machine import missing, native_bf16
-from vertebra.runtime.unreported import openvino_core, unreported
+from vertebra.runtime.unreported import openvino_core
 
 _COMPILED = "model.blob"
-LEAST_SAMPLES = 8
-"""Fewer images say too little about the range of the activations."""
 
 
 class OpenVinoProgram:
@@ -55,7 +54,8 @@ class OpenVino:
         write_onnx(job, folder / "model.onnx")
         model = openvino_core().read_model(folder / "model.onnx")
         if job.dtype == "int8":
-            model = _quantised(model, job)
+            assert job.sample is not None
+            model = quantised(model, list(job.sample), batch=1, transformer=job.transformer)
         compiled = openvino_core().compile_model(model, "CPU", _options(job))
         (folder / _COMPILED).write_bytes(compiled.export_model().getvalue())
         for file in folder.glob("model.onnx*"):
@@ -73,22 +73,3 @@ def _options(job: Job) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": "bf16" if job.dtype == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-
-
-def _quantised(model: Any, job: Job) -> Any:
-    with quiet():
-        nncf = unreported("nncf")
-    assert job.sample is not None
-    if len(job.sample) < LEAST_SAMPLES:
-        raise BackendError(
-            f"int8 from {len(job.sample)} sample images; give at least {LEAST_SAMPLES}, better 100 to 300"
-        )
-    images = [image.unsqueeze(0).contiguous().numpy() for image in job.sample]
-    with quiet():
-        return nncf.quantize(
-            model,
-            nncf.Dataset(images),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(images),
-            model_type=nncf.ModelType.TRANSFORMER if job.transformer else None,
-        )

@@ -254,7 +254,7 @@ class _Maker:
             threads=job.threads,
             machine=machine.fingerprint(job.device),
         )
-        return self.cache / "compiled" / name
+        return cache.compiled(self.cache) / name
 
     def choice_key(self) -> str:
         arch = self.model.pretrained_cfg.get("architecture", type(self.model).__name__)

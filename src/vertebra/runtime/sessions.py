@@ -1,0 +1,24 @@
+"""ONNX Runtime's sessions, for compiled models and exported files alike. No torch: a file is checked without it."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def onnx_session(path: Path, threads: int) -> Any:
+    """An `InferenceSession` on the CPU; `threads` 0: one a core. Several threads may call it.
+
+    Raises RuntimeError for a file that cannot be read, ModuleNotFoundError where the package is missing.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Its threads spin while they wait; beside decoding threads, on the same cores, that is time taken from them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads == 1 else "0")
+    damage: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (damage.Fail, damage.InvalidProtobuf, damage.InvalidGraph, damage.NoSuchFile) as error:
+        raise RuntimeError(f"onnxruntime cannot read its graph: {error}") from error
