@@ -66,10 +66,16 @@ class OpenVino:
         return OpenVinoProgram(openvino_core().import_model(blob, "CPU", _options(job)), job.any_size)
 
 
+def precision(dtype: str) -> str:
+    """What is computed in: of int8, what is not quantised."""
+    half = dtype == "bf16" or (dtype == "int8" and native_bf16(torch.device("cpu")))
+    return "bf16" if half else "f32"
+
+
 def _options(job: Job) -> dict[str, Any]:
     return {
         "INFERENCE_NUM_THREADS": job.threads,
         # Named: left alone, it takes bf16 wherever the processor has it, for f32 as well.
-        "INFERENCE_PRECISION_HINT": "bf16" if job.dtype == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": precision(job.dtype),
         "PERFORMANCE_HINT": "LATENCY",
     }
