@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,14 +15,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests.engine.test_train import environment, free_port
 from vertebra.cli import app
 from vertebra.data.datasets import open_dataset
 from vertebra.engine import evaluate as module
+from vertebra.engine import validate as validating
 from vertebra.engine.evaluate import Answers, Evaluation, measure
 from vertebra.engine.multilabel import MultiAnswers, MultiEvaluation
 from vertebra.engine.multilabel import measure as measure_several
 from vertebra.engine.outdir import as_record, without_nan
-from vertebra.engine.validate import validation_part
+from vertebra.engine.validate import validation_split
+from vertebra.models.backbone import Backbone
+from vertebra.runtime.optimize import Optimized
 from vertebra.spec import VertebraError
 
 TINY = (
@@ -81,13 +88,19 @@ def test_a_folder_of_folders_becomes_a_model_for_every_command(
     said = run("validate", photos, "--model", out, "--json", "--workers", "0")
     assert said.exit_code == 0, said.output
     record = json.loads(said.stdout)
-    assert record["images"] == 30
-    assert record["top1"] > 0.8
+    assert (record["split"], record["held_out"], record["images"]) == ("val", True, 3)
+    assert record["loss"] == pytest.approx(json.loads((out / "validation.json").read_text())["loss"], abs=5e-3)  # bf16
+    learned = json.loads(run("validate", photos, "--model", out, "--split", "train", "--json", "--workers=0").stdout)
+    assert (learned["images"], learned["top1"] > 0.8) == (27, True)
     exported = run("export", out, "--out", tmp_path / "trees.pt2")
     assert exported.exit_code == 0, exported.output
     again = json.loads(run("validate", photos, "--model", tmp_path / "trees.pt2", "--json", "--workers", "0").stdout)
-    assert again["confusion"] == record["confusion"]
-    assert again["loss"] == pytest.approx(record["loss"], abs=1e-4)
+    assert (again["split"], again["held_out"]) == ("all", False)
+    both = zip(record["confusion"], learned["confusion"], strict=True)
+    assert again["confusion"] == [[a + b for a, b in zip(*rows, strict=True)] for rows in both]
+    for option in ("--optimize", "--backend=eager"):
+        refused = run("validate", photos, "--model", tmp_path / "trees.pt2", option)
+        assert "an exported file runs as it is" in one_line(refused)
 
 
 def test_validate_prints_classes_and_writes_the_confusion(
@@ -100,8 +113,9 @@ def test_validate_prints_classes_and_writes_the_confusion(
     result = run("validate", tmp_path / "test.zip", "--model", trained[0], "--per-class", "--confusion", table)
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["split", "test", "(30", "images)"] in lines
     assert ["images", "30"] in lines
-    assert {line[0] for line in lines} >= {"top1", "top5", "macro_f1", "ece", "loss", "ash", "elm", "oak"}
+    assert {line[0] for line in lines} >= {"split", "top1", "top5", "macro_f1", "ece", "loss", "ash", "elm", "oak"}
     rows = [line.split(",") for line in table.read_text().splitlines()]
     assert rows[0] == ["true", "ash", "elm", "oak"]
     assert sum(int(cell) for row in rows[1:] for cell in row[1:]) == 30
@@ -118,6 +132,55 @@ def test_an_unreadable_photo_is_named_and_the_status_says_so(
     assert result.exit_code == 1
     assert "bad.png" in one_line(result)
     assert "2, 1 skipped" in result.stdout
+    assert "all (3 images; DATA has no val and no test)" in result.stdout
+
+
+def test_validate_runs_by_the_backend_that_is_named(
+    trained: tuple[Path, Result], photos: Path, monkeypatch: pytest.MonkeyPatch, unchecked_shapes: None
+) -> None:
+    asked: list[tuple[str, str]] = []
+    original = validating.make_fast
+
+    def make_fast(model: Backbone, backend: str, dtype: str) -> Optimized:
+        asked.append((backend, dtype))
+        return original(model, backend, dtype)
+
+    monkeypatch.setattr(validating, "make_fast", make_fast)
+    result = run("validate", photos, "--model", trained[0], "--backend", "eager", "--exact", "--workers", "0")
+    assert result.exit_code == 0, result.output
+    assert asked == [("eager", "f32")]
+    wrong = run("validate", photos, "--model", trained[0], "--backend", "egaer", "--workers", "0")
+    assert "did you mean 'eager'" in one_line(wrong)
+
+
+def test_validate_reads_names_as_the_run_did(photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "names.csv"
+    table.write_text("folder,name\nash,Ash tree\nelm,Elm\noak,Oak\n")
+    out = tmp_path / "run"
+    model = ("--model", "deit_tiny_patch16_224", "--from-scratch", "--out", out)
+    assert run("train", photos, *model, *settings("epochs=1", f"data.names={table}", "seed=5")).exit_code == 0
+    table_of_names = json.loads(run("validate", photos, "--model", out, "--json", "--workers=0").stdout)
+    assert (table_of_names["split"], table_of_names["images"]) == ("val", 3)
+    table.unlink()
+    for folder, name in (("ash", "Ash tree"), ("elm", "Elm"), ("oak", "Oak")):  # named so, they need no table
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "0.png").write_bytes((photos / folder / "0.png").read_bytes())
+    other = json.loads(run("validate", tmp_path / "photos", "--model", out, "--json", "--workers=0").stdout)
+    assert (other["split"], other["images"]) == ("all", 3)
+
+
+def test_processes_share_what_is_validated(trained: tuple[Path, Result], photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos" / "val")
+    (tmp_path / "photos" / "val" / "ash" / "0.png").write_bytes(b"no image")
+    args = ("validate", str(tmp_path / "photos"), "--model", str(trained[0]), "--json", "--workers", "0")
+    alone = run(*args)
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "vertebra")
+    call = [sys.executable, *launcher, *args]
+    both = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=240, check=False)
+    (line,) = both.stdout.splitlines()
+    assert json.loads(line)["confusion"] == json.loads(alone.stdout)["confusion"]
+    assert json.loads(line)["images"] == 29
+    assert both.stderr.count("0.png") == alone.stderr.count("0.png") == 1
 
 
 def test_resume_goes_on_with_a_folder_alone(photos: Path, tmp_path: Path) -> None:
@@ -180,19 +243,19 @@ def test_recipes_are_listed_and_shown() -> None:
 
 def test_classes_are_matched_by_name_or_through_a_table(photos: Path, tmp_path: Path) -> None:
     known = ("oak", "yew", "elm", "ash")
-    part = validation_part(photos, known, 4, split=None, names=None)
+    part = validation_split(photos, known, 4, split=None, names=None).part
     assert part.labels == (3,) * 10 + (2,) * 10 + (0,) * 10
     table = tmp_path / "names.csv"
     table.write_text("folder,name\nash,Ash tree\nelm,Elm\noak,Oak\n")
-    named = validation_part(photos, ("Elm", "Oak", "Ash tree"), 3, split=None, names=str(table))
+    named = validation_split(photos, ("Elm", "Oak", "Ash tree"), 3, split=None, names=str(table)).part
     assert set(named.labels) == {0, 1, 2}
     assert named.labels[0] == 2
     with pytest.raises(VertebraError, match=r"class 'ash' of .* is none of the 2"):
-        validation_part(photos, ("yew", "elm"), 2, split=None, names=None)
+        validation_split(photos, ("yew", "elm"), 2, split=None, names=None)
     with pytest.raises(VertebraError, match="have no names"):
-        validation_part(photos, None, 5, split=None, names=None)
+        validation_split(photos, None, 5, split=None, names=None)
     assert len(open_dataset(photos).classes) == len(
-        set(validation_part(photos, None, 3, split=None, names=None).labels)
+        set(validation_split(photos, None, 3, split=None, names=None).part.labels)
     )
 
 

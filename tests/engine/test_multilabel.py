@@ -25,7 +25,7 @@ from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import build
 from vertebra.engine.train import Result as Done
 from vertebra.engine.train import train
-from vertebra.engine.validate import validation_part
+from vertebra.engine.validate import validation_split
 from vertebra.spec import VertebraError
 
 NAMES = ("ash", "elm", "oak")
@@ -118,7 +118,10 @@ def test_the_commands_read_it_as_it_was_trained(
     lines = {line.split()[0]: line.split()[1:] for line in said.stdout.splitlines()}
     assert lines["class"] == ["AP", "recall", "precision", "f1", "images"]
     assert float(lines["mAP"][0].rstrip("%")) > 90
-    assert lines["images"] == ["48"]
+    assert lines["split"] == ["val", "(10", "images,", "as", "the", "run", "shared", "them", "out)"]
+    assert lines["images"] == ["10"]
+    record = json.loads((trained.out / "validation.json").read_text())
+    assert float(lines["mAP"][0].rstrip("%")) == pytest.approx(100 * record["map"], abs=0.5)
     assert len(lines["ash"]) == 5
     answer = run("classify", table.parent / "0.png", "--model", trained.out, "--json")
     assert {p["label"] for p in json.loads(answer.stdout)["predictions"]} == set(NAMES)
@@ -162,11 +165,11 @@ def test_one_hot_columns_are_one_class_an_image_for_cross_entropy(table: Path, t
     single = settle(RunConfig(), dataset)
     assert (single.multi_label, single.parts["train"].labels) == (False, (0, 1, 0))
     assert settle(with_settings(RunConfig(), ["loss.kind=bce"]), dataset) is dataset
-    assert validation_part(hot, ("elm", "ash"), 2, split=None, names=None).labels == (1, 0, 1)
-    several = validation_part(hot, ("elm", "yew", "ash"), 3, split=None, names=None, multi_label=True)
+    assert validation_split(hot, ("elm", "ash"), 2, split=None, names=None).part.labels == (1, 0, 1)
+    several = validation_split(hot, ("elm", "yew", "ash"), 3, split=None, names=None, multi_label=True).part
     assert (several.labels, several.classes) == (((2,), (0,), (2,)), 3)
     with pytest.raises(VertebraError, match="shares one answer among all"):
-        validation_part(table, NAMES, 3, split=None, names=None, separator="|")
+        validation_split(table, NAMES, 3, split=None, names=None, separator="|")
 
 
 def test_metrics_are_those_of_torchmetrics() -> None:

@@ -16,7 +16,7 @@ import vertebra
 from vertebra.cli import app
 from vertebra.data import labels_for, resolve_data_config, resolve_model_data_config
 from vertebra.data.datasets import Part
-from vertebra.engine.validate import known_classes, validate, validation_part
+from vertebra.engine.validate import known_classes, validate, validation_split
 from vertebra.hub import fetch
 from vertebra.hub.pretrained import METADATA_KEY, WEIGHTS
 from vertebra.hub.registry import REGISTRY
@@ -57,9 +57,9 @@ def test_it_is_as_good_as_its_record_says(name: str, shared_data: Path) -> None:
     model = vertebra.create_model(name, pretrained=True)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     source = shared_data / "tiny-imagenet-100"
-    part = validation_part(
+    part = validation_split(
         source, known_classes(model), model.num_classes, split="val", names=str(source / "classes.csv")
-    )
+    ).part
     chosen = random.Random(0).sample(range(len(part)), 1000)
     part = Part(tuple(part.samples[i] for i in chosen), tuple(part.labels[i] for i in chosen))
     told = record(name)["training"]["epoch"]["val_top1"]

@@ -24,6 +24,11 @@ def complain(message: str) -> None:
     typer.echo(f"vertebra: {shown(message)}", err=True)
 
 
+def first_process() -> bool:
+    """Of several that a launcher (torchrun) started, one alone speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_json(record: Mapping[str, object]) -> None:
     """One line of ASCII on stdout, whatever the width and encoding of the terminal."""
     typer.echo(json.dumps(record))

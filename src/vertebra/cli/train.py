@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vertebra.cli.group import INTERRUPTED
-from vertebra.cli.text import complain, console, shown
+from vertebra.cli.text import complain, console, first_process, shown
 from vertebra.spec import VertebraError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def train(
     chosen = _recipe(recipe) if goes_on is None else _saved(goes_on, recipe, out)
     chosen = with_settings(_chosen(chosen, data, model, pretrained, weights, config), settings or [])
     folder = goes_on or out or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
-    tell = console() if _first_process() else None
+    tell = console() if first_process() else None
     if tell is not None:
         tell.print(f"run        {config_hash(chosen)} in {shown(folder)}", soft_wrap=True)
         tell.print(f"settings   {_brief(as_dict(chosen))}", soft_wrap=True)
@@ -159,9 +159,3 @@ def _check_installed() -> None:
     absent = missing("accelerate", "torchmetrics", "yaml")
     if absent:
         raise VertebraError(f"training needs {', '.join(absent)}: pip install 'vertebra[train]'")
-
-
-def _first_process() -> bool:
-    import os
-
-    return os.environ.get("RANK", "0") == "0"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vertebra.cli.device import pick_device
-from vertebra.cli.text import complain, console, print_json, put, shown
+from vertebra.cli.text import complain, console, first_process, print_json, put, shown
 from vertebra.spec import VertebraError
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vertebra.engine.evaluate import Evaluation
     from vertebra.engine.multilabel import MultiEvaluation
     from vertebra.engine.predict import Classifier
+    from vertebra.engine.validate import Split
 
 
 _TITLES = {"map": "mAP", "ap": "AP"}
@@ -31,10 +32,14 @@ def validate(
         Path | None, typer.Option(metavar="FILE", help="A local checkpoint for the named model; nothing is downloaded.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(metavar="train|val|test", help="Which part of DATA.", show_default="val, else test")
+        str | None,
+        typer.Option(metavar="train|val|test", help="Which part of DATA.", show_default="val, else test, else all"),
     ] = None,
     names: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="A table of class folders and names, where they differ.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv", help="A table of class folders and names, where they differ.", show_default="the run's"
+        ),
     ] = None,
     label_separator: Annotated[
         str | None,
@@ -51,6 +56,10 @@ def validate(
         bool, typer.Option("--exact", help="Decode large JPEGs at full size; float32 throughout.")
     ] = False,
     optimize: Annotated[bool, typer.Option("--optimize", help="Compile the model first; it is kept.")] = False,
+    backend: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The same by eager, inductor, openvino or onnxruntime.", show_default="auto"),
+    ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="A line for each class, the worst first.")] = False,
     confusion: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Write the confusion matrix: rows true, columns answers.")
@@ -58,6 +67,9 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, with every class.")] = False,
 ) -> None:
     """Measure a model on a split: top-1, top-5, macro F1, calibration; every image counts once.
+
+    Where DATA has no split val and the model is a run's folder over the same images, those are measured that it held
+    out. On several GPUs: `torchrun --nproc-per-node 4 -m vertebra validate ...`
 
     A model trained on several labels a photo: mAP and F1 at 50%, and each class's average precision.
 
@@ -71,26 +83,33 @@ def validate(
 
     `vertebra validate photos.csv --model dla34.onnx --per-class`
     """
-    from vertebra.engine.validate import known_classes, validation_part
+    from vertebra.engine.validate import known_classes, trained, validation_split
 
     loaded, extra = _open(model, weights)
+    if extra and (optimize or backend):
+        raise typer.BadParameter("an exported file runs as it is", param_hint="'--optimize' or '--backend'")
     known = known_classes(loaded)
-    table = None if names is None else str(names)
-    several: dict[str, Any] = {"multi_label": bool(loaded.pretrained_cfg.get("multi_label"))}
-    if several["multi_label"]:
-        several |= _as_trained(model, data)
-    if label_separator is not None:
-        several |= {"separator": label_separator, "columns": ()}
-    part = validation_part(data, known, loaded.num_classes, split=split, names=table, **several)
-    if confusion is not None and part.classes is not None:
+    chosen = validation_split(
+        data,
+        known,
+        loaded.num_classes,
+        split=split,
+        names=None if names is None else str(names),
+        multi_label=bool(loaded.pretrained_cfg.get("multi_label")),
+        separator=label_separator,
+        run=trained(model),
+    )
+    if confusion is not None and chosen.part.classes is not None:
         raise VertebraError("--confusion takes one class a photo, and this model answers each class by itself")
-    result = _measure(loaded, part, extra, batch_size, workers, pick_device(device), exact, optimize)
-    labels = known or tuple(f"class {i}" for i in range(loaded.num_classes))
-    if confusion is not None:
-        _write_confusion(confusion, labels, result)
-    for _, why in result.skipped:
-        complain(why)
-    _print(labels, result, per_class=per_class, as_json=as_json)
+    extra |= {"optimize": optimize or backend is not None, "backend": backend or "auto", "exact": exact}
+    result = _measure(loaded, chosen.part, {"batch_size": batch_size} | extra, workers, pick_device(device))
+    if first_process():
+        labels = known or tuple(f"class {i}" for i in range(loaded.num_classes))
+        if confusion is not None:
+            _write_confusion(confusion, labels, result)
+        for _, why in result.skipped:
+            complain(why)
+        _print(labels, chosen, result, per_class=per_class, as_json=as_json)
     if result.skipped:
         raise typer.Exit(1)
 
@@ -109,53 +128,52 @@ def _open(model: str, weights: Path | None) -> "tuple[Classifier, dict[str, Any]
     return artefact, extra | ({"batch_size": 1} if artefact.with_preprocess else {})
 
 
-def _as_trained(model: str, data: str) -> dict[str, Any]:
-    """How the run that left `model` read several labels from its table."""
-    from vertebra.engine.config import RunConfig
-    from vertebra.engine.outdir import CONFIG
-    from vertebra.engine.settings import with_file
-
-    file = Path(model) / CONFIG
-    if not file.is_file() or not data.lower().endswith((".csv", ".tsv", ".parquet")):
-        return {}
-    config = with_file(RunConfig(), file).data
-    return {"separator": config.label_separator, "columns": config.label_columns or ()}
-
-
 def _measure(
     model: "Classifier",
     part: "Part",
-    extra: dict[str, Any],
-    batch_size: int,
+    options: dict[str, Any],
     workers: int | None,
     device: str,
-    exact: bool,
-    optimize: bool,
 ) -> "Evaluation | MultiEvaluation":
     from rich.progress import Progress
 
     from vertebra.data.loader import default_workers
+    from vertebra.engine.validate import over_processes
     from vertebra.engine.validate import validate as run
     from vertebra.runtime.machine import cores
 
     out = console()
-    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "exact": exact, "optimize": optimize} | extra
-    options["workers"] = default_workers(cores()) if workers is None else workers
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
+    readers = default_workers(cores()) if workers is None else workers
+    with (
+        over_processes(device) as own,
+        Progress(console=out, transient=True, disable=not (out.is_terminal and first_process())) as bar,
+    ):
         task = bar.add_task("", total=len(part))
-        return run(model, part, seen=lambda count: bar.update(task, completed=count), **options)
+
+        def seen(count: int) -> None:
+            bar.update(task, completed=count)
+
+        return run(model, part, device=own, workers=readers, seen=seen, **options)
 
 
-def _print(labels: tuple[str, ...], result: "Evaluation | MultiEvaluation", *, per_class: bool, as_json: bool) -> None:
+def _print(
+    labels: tuple[str, ...],
+    split: "Split",
+    result: "Evaluation | MultiEvaluation",
+    *,
+    per_class: bool,
+    as_json: bool,
+) -> None:
     from vertebra.engine.outdir import as_record
 
-    record = as_record(result, labels)
+    record: dict[str, Any] = {"split": split.name, "held_out": split.held_out, **as_record(result, labels)}
     if as_json:
         print_json(record)
         return
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_row("split", _named(split))
     for name, value in result.metrics.summary().items():
         if name != "loss":
             table.add_row(_TITLES.get(name, name), f"{value:.2%}")
@@ -171,6 +189,14 @@ def _print(labels: tuple[str, ...], result: "Evaluation | MultiEvaluation", *, p
             shares = ("-" if row[k] is None else f"{row[k]:.1%}" for k in columns)
             rows.add_row(shown(row["name"]), *shares, str(row["images"]))
         put(out, rows)
+
+
+def _named(split: "Split") -> str:
+    """Which images these are, and how many."""
+    count = f"{len(split.part):,} images"
+    if split.held_out:
+        return f"{split.name} ({count}, as the run shared them out)"
+    return f"{split.name} ({count}{'; DATA has no val and no test' if split.name == 'all' else ''})"
 
 
 def _write_confusion(path: Path, labels: tuple[str, ...], result: "Evaluation | MultiEvaluation") -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from vertebra.data.loader import Batch
 from vertebra.engine import checkpoint, sharding
@@ -106,7 +106,7 @@ def share_statistics(run: Run) -> None:
     """
     if run.accelerator.num_processes == 1 or run.sharded:  # what is sharded shares them after each update
         return
-    for model in (run.model, *([] if run.ema is None else [cast("nn.Module", run.ema.module)])):
+    for model in (run.model, *([] if run.ema is None else [run.ema.module])):
         sharding.share_buffers(model)
 
 

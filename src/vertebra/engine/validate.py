@@ -5,7 +5,11 @@ b batch, k classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,17 +17,52 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.data import create_transform, labels_for, resolve_model_data_config
-from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset
+from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset, with_validation
+from vertebra.engine import multilabel
+from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, eval_loader, evaluate
 from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows
+from vertebra.engine.outdir import CONFIG, MODEL
 from vertebra.engine.predict import Classifier
 from vertebra.engine.reading import Transform
+from vertebra.engine.settings import with_file
 from vertebra.engine.setup import readable
+from vertebra.hub.pretrained import METADATA_KEY
+from vertebra.hub.state import read_header
 from vertebra.runtime.optimize import optimize as make_fast
 from vertebra.spec import VertebraError, did_you_mean
 
 
-def validation_part(
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """How the run that left a model read its data."""
+
+    config: RunConfig
+    parts: Mapping[str, Any]
+    """Each split's number of images and hash, as `Dataset.fingerprint` has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What is measured on."""
+
+    name: str
+    """train, val or test; "all" where DATA has neither of the latter two and nobody chose."""
+    part: Part
+    held_out: bool = False
+    """Whether the run, and not DATA, says which images these are."""
+
+
+def trained(model: str | Path) -> Trained | None:
+    """What a run's folder says of its data; None where `model` is no such folder."""
+    folder = Path(model).expanduser()
+    if not ((folder / CONFIG).is_file() and (folder / MODEL).is_file()):
+        return None
+    record = json.loads(read_header(folder / MODEL).get("__metadata__", {}).get(METADATA_KEY, "{}"))
+    return Trained(with_file(RunConfig(), folder / CONFIG), record.get("training", {}).get("data", {}))
+
+
+def validation_split(
     source: str | Path,
     known: Sequence[str] | None,
     num_classes: int,
@@ -32,24 +71,44 @@ def validation_part(
     names: str | None,
     multi_label: bool = False,
     separator: str | None = None,
-    columns: Sequence[str] = (),
-) -> Part:
-    """The split to validate on, its labels as the model counts classes; sets of them for a `multi_label` model.
+    run: Trained | None = None,
+) -> Split:
+    """What to validate on, its labels as the model counts classes; sets of them for a `multi_label` model.
 
     `split` None: "val", else "test", else all there is. `known`: what the model calls its classes; class folders are
     matched with them by name (through the table `names`, where one is given), or, where the model has no names, in
-    order. `separator`, `columns`: as `open_dataset` takes them. Raises `VertebraError`.
+    order. `separator`: as `open_dataset` takes it. `run`, which the model is from: its table of names, its separator or
+    columns, and, where DATA are the very images that it shared out, its splits. Raises `VertebraError`.
     """
-    dataset = one_each(open_dataset(source, separator=separator, columns=columns))
+    listed = _listed(source, separator, run)
+    shared_out = None if run is None else _shared_out(listed, run)
+    dataset = one_each(shared_out or listed)
     if dataset.multi_label and not multi_label:
         raise VertebraError(
             f"{source} gives images several classes or none, and the model shares one answer among all of its classes; "
             "give one that was trained on such data, with loss.kind=bce"
         )
-    part = dataset.part(split or _default_split(dataset))
+    name = split or _default_split(dataset)
+    part = dataset.part("train" if name == "all" else name)
     if multi_label:
         part = any_number(part, len(dataset.classes))
-    folders = readable(dataset.classes, names)
+    if run is not None:
+        own = run.config.data
+        separator = separator or own.label_separator
+        names = own.names if names is None and not set(dataset.classes) <= set(known or ()) else names
+    part = _counted_as(part, readable(dataset.classes, names), known, num_classes, str(source), separator)
+    return Split(name, part, shared_out is not None)
+
+
+def _counted_as(
+    part: Part,
+    folders: Sequence[str],
+    known: Sequence[str] | None,
+    num_classes: int,
+    source: str,
+    separator: str | None,
+) -> Part:
+    """The same images with the model's numbers of their classes. Raises where it does not know one."""
     if known is None:
         if len(folders) != num_classes:
             raise VertebraError(
@@ -61,17 +120,51 @@ def validation_part(
     missing = [name for name in folders if name not in where]
     if missing:
         hint = did_you_mean(missing[0], known) or "; name folders as it does, or give --names FILE.csv (folder, name)"
-        if multi_label and separator is None:
+        if part.classes is not None and separator is None:
             hint = "; where a label holds several classes, give --label-separator, as '|'"
         raise VertebraError(f"class {missing[0]!r} of {source} is none of the {num_classes} that the model knows{hint}")
-    if multi_label:
+    if part.classes is not None:
         sets = (part.classes_of(position) for position in range(len(part)))
         return Part(part.samples, tuple(tuple(where[folders[label]] for label in own) for own in sets), num_classes)
     return Part(part.samples, tuple(where[folders[part.classes_of(i)[0]]] for i in range(len(part))))
 
 
+def _listed(source: str | Path, separator: str | None, run: Trained | None) -> Dataset:
+    """DATA; a table with the separator that is given, else read as the run read its own."""
+    if separator is not None or run is None or not str(source).lower().endswith((".csv", ".tsv", ".parquet")):
+        return open_dataset(source, separator=separator)
+    c = run.config.data
+    return open_dataset(source, separator=c.label_separator, columns=c.label_columns or ())
+
+
+def _shared_out(listed: Dataset, run: Trained) -> Dataset | None:
+    """As the run shared it out; None where these are other images, or DATA itself says which are for validation."""
+    old = [run.parts.get(name, {}) for name in ("train", "val")]
+    count = sum(part.get("images", 0) for part in old)
+    if "val" in listed.parts or "train" not in listed.parts or len(listed.part("train")) != count:
+        return None
+    c = run.config
+    dataset = listed if c.loss.kind in multilabel.LOSSES else one_each(listed)
+    dataset = with_validation(dataset, c.data.val_share, c.seed)
+    new = dataset.fingerprint()["parts"]
+    return dataset if [new["train"], new["val"]] == old else None
+
+
 def _default_split(dataset: Dataset) -> str:
-    return next(name for name in ("val", "test", "train") if name in dataset.parts)
+    return next((name for name in ("val", "test") if name in dataset.parts), "all")
+
+
+@contextmanager
+def over_processes(device: str) -> Generator[str]:
+    """The device of this process. Where a launcher (torchrun) started several, they share a split out within."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield device
+        return
+    torch.distributed.init_process_group("gloo")  # all that they exchange lies on the CPU
+    try:
+        yield f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def known_classes(model: Classifier) -> tuple[str, ...] | None:
@@ -90,6 +183,7 @@ def validate(
     device: torch.device | str = "cpu",
     exact: bool = False,
     optimize: bool = False,
+    backend: str = "auto",
     padded_to: int | None = None,
     seen: Callable[[int], None] | None = None,
 ) -> Evaluation | MultiEvaluation:
@@ -97,15 +191,20 @@ def validate(
 
     Where the part holds any number of classes an image, each class's answer is measured by itself.
 
-    `exact` decodes every pixel; `optimize` compiles the model first. `seen` is told the number of images so far.
+    `exact` decodes every pixel; `optimize` compiles the model first, by `backend`. `seen` is told the number of images
+    so far, of this process. Processes (`over_processes`) share the split out, `batch_size` images each at once.
     """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    size, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if several else (1, 0)
     config = cast("dict[str, Any]", resolve_model_data_config(model))
     transform = transform or create_transform(**config, is_training=False)
-    loader, finish = eval_loader(part, transform, batch_size=batch_size, workers=workers, exact=exact)
+    loader, finish = eval_loader(
+        part, transform, batch_size=batch_size * size, workers=workers, size=size, rank=rank, exact=exact
+    )
     run: Callable[[Tensor], Tensor] = model.eval()
     if isinstance(model, nn.Module):
         model.to(device)
-        run = make_fast(model, dtype="f32" if exact else "auto") if optimize else cast("nn.Module", model)
+        run = make_fast(model, backend, "f32" if exact else "auto") if optimize else cast("nn.Module", model)
     count = 0
 
     def forward(images: Tensor) -> Tensor:
