@@ -22,8 +22,8 @@ LEAST_SAMPLES = 8
 """Fewer images say too little about the range of the activations."""
 
 SMOOTHING = 0.5
-"""How much of the activations' range goes over into weights, in a transformer's products: the value of SmoothQuant (Xiao
-et al., ICML 2023, arXiv:2211.10438). NNCF's 0.95 kept 95% of DeiT-Tiny's first classes where this kept 98%."""
+"""How much of the activations' range goes over into weights, in a transformer's products: the value of SmoothQuant
+(Xiao et al., ICML 2023, arXiv:2211.10438). NNCF's 0.95 kept 95% of DeiT-Tiny's first classes, this one 98%."""
 
 
 def check_samples(count: int) -> None:
