@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vertebra.engine.predict import Classifier, Prediction
-    from vertebra.engine.reading import Transform
     from vertebra.models.backbone import Backbone
 
 DEFAULT_MODEL = "dla102.in1k"
@@ -95,10 +94,8 @@ def classify(
         from vertebra.engine.predict import Predictor
 
         fixed = {"--optimize": optimize, "--device": device not in (None, "cpu")}
-        source, transform = _open(model, weights, img_size, {"test_pool": True} if test_pool else {}, fixed)
         predictor = Predictor(
-            source,
-            transform=transform,
+            _open(model, weights, img_size, {"test_pool": True} if test_pool else {}, fixed),
             labels=load_labels(labels) if labels else None,
             exact=exact,
             optimize="auto" if optimize is None else optimize,
@@ -117,34 +114,31 @@ def classify(
 
 def _open(
     model: str | None, weights: Path | None, img_size: int | None, options: dict[str, Any], fixed: Mapping[str, object]
-) -> "tuple[Classifier, Transform | None]":
-    """A model, or an exported file, and the transform for another size; None: its own.
-
-    `fixed`: further options that an exported file has no use for, with whether they were given.
-    """
+) -> "Classifier":
+    """A model, or an exported file. `fixed`: options that such a file has no use for, and whether they are given."""
     from vertebra.export import is_artefact, load
 
     if model is None or not is_artefact(model):
         loaded = _load(model, weights, options)
-        return loaded, _transform(loaded, img_size) if img_size else None
+        if img_size:
+            _resize(loaded, img_size)
+        return loaded
     fixed = {"--weights": weights, "--img-size": img_size, "--test-pool": options, **fixed}
     if named := next((option for option, given in fixed.items() if given), None):
         raise typer.BadParameter(
             "an exported file has its weights and its size inside, and runs on the CPU as it was compiled",
             param_hint=f"'{named}'",
         )
-    return load(model), None
+    return load(model)
 
 
-def _transform(model: "Backbone", img_size: int) -> "Transform":
-    """The checkpoint's preprocessing at another size; a ViT's position embedding follows."""
-    from vertebra.data import create_transform, resolve_model_data_config
+def _resize(model: "Backbone", side: int) -> None:
+    """Let the model see squares of that many pixels: its record says so, and a ViT's position embedding follows."""
     from vertebra.models.vit import VisionTransformer
 
     if isinstance(model, VisionTransformer):
-        model.set_input_size(img_size)
-    config: dict[str, Any] = {**resolve_model_data_config(model), "input_size": (model.in_chans, img_size, img_size)}
-    return create_transform(**config, is_training=False)
+        model.set_input_size(side)
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, side, side)}
 
 
 def _load(model: str | None, weights: Path | None, options: dict[str, Any]) -> "Backbone":
