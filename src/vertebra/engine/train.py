@@ -78,18 +78,26 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
         progress.say(line)
     try:
         state = _start(run, out, resume, progress)
-        if config.trackers:
-            with outdir.tracking(out):
-                run.accelerator.init_trackers("vertebra")
-        with listening() as pressed:
+        with _tracked(run, out), listening() as pressed:
             stopped = _epochs(run, state, out, progress, pressed)
     finally:
         progress.close()
         run.train.close()
         run.val.close()
+    return Result(out, outdir.best(state.metrics), state.metrics, state.skipped, stopped)
+
+
+@contextmanager
+def _tracked(run: Run, out: Path) -> Generator[None]:
+    """Trackers get metrics within, and send what they still hold however it ends."""
+    if run.config.trackers:
+        with outdir.tracking(out):
+            run.accelerator.init_trackers("vertebra")
+    try:
+        yield
+    finally:
         with outdir.tracking(out):
             run.accelerator.end_training()
-    return Result(out, outdir.best(state.metrics), state.metrics, state.skipped, stopped)
 
 
 def _start(run: Run, out: Path, resume: bool, progress: Progress) -> State:
