@@ -18,13 +18,14 @@ from torch import Tensor
 from tests.contract.subject import keeps
 from tests.zoo import ARCHS, is_transformer, random_state, small_model, small_size
 from vertebra.export.artefact import open_file
-from vertebra.export.bounds import BOUNDS, Array, compare
+from vertebra.export.bounds import BOUNDS
 from vertebra.export.formats import Job, onnx_to_openvino
 from vertebra.export.graph import any_size, plan, size_multiple
 from vertebra.export.write import Options, record_of
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.backbone import Backbone
 from vertebra.models.regnet import RegNetConfig
+from vertebra.runtime.compare import Array, compare
 from vertebra.runtime.graph import save_onnx
 
 Run = Callable[[Array], Array]

@@ -390,6 +390,21 @@ def test_a_compilation_that_nobody_waits_for_is_ended(
     assert background.closed
 
 
+def test_closing_waits_for_a_stream_that_is_just_changing(
+    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed_module, "LONG", 0.0)
+    speed = speed_module.Speed(tiny, "f32")
+    assert speed.faster(speed_module.FEW, 1.0) is None
+    closing = threading.Thread(target=speed.close)
+    with speed._turn:
+        closing.start()
+        closing.join(0.1)
+        assert not background.closed
+    closing.join(10)
+    assert background.closed
+
+
 def test_short_work_is_not_worth_a_compilation(tiny: Backbone, background: type[Background]) -> None:
     start = time.monotonic()
     firsts(Predictor(tiny, transform=small, batch_size=8), 40)

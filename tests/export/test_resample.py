@@ -11,8 +11,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from vertebra.data import create_transform
-from vertebra.export.bounds import BOUNDS, compare
+from vertebra.export.bounds import BOUNDS
 from vertebra.export.resample import Photo, decomposed_bicubic
+from vertebra.runtime.compare import compare
 from vertebra.spec import VertebraError
 
 

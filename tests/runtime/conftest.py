@@ -36,6 +36,15 @@ def vit() -> Backbone:
 
 
 @pytest.fixture
+def resizable() -> Backbone:
+    """A ViT of every size, several times as quick as a CNN when a new one comes."""
+    torch.manual_seed(1)
+    return vertebra.create_model(
+        "deit_tiny_patch16_224", num_classes=10, depth=1, img_size=SIZE, dynamic_img_size=True
+    ).eval()
+
+
+@pytest.fixture
 def cnn() -> Backbone:
     """Takes every size; its record says 224 pixels, this one's 64."""
     torch.manual_seed(1)

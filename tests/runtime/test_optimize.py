@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from torch import Tensor
 
 import vertebra
 from tests.runtime.conftest import Fake
+from vertebra.hub.factory import describe
 from vertebra.models.backbone import Backbone
 from vertebra.runtime import choose
-from vertebra.runtime.backend import BackendError
+from vertebra.runtime.backend import BackendError, Job
 from vertebra.runtime.background import Build
 from vertebra.runtime.optimize import SIZES, is_cached
 from vertebra.runtime.verify import VerificationError
@@ -123,6 +126,131 @@ def test_other_sizes_are_compared_when_they_first_come(cnn: Backbone, fake: Fake
         fast(torch.randn(1, 3, 96, 128))
 
 
+def test_eager_mode_runs_once_where_nothing_is_compiled(resizable: Backbone, fake: Fake, tmp_path: Path) -> None:
+    fake.any_size = False
+    fast = vertebra.optimize(resizable, "fake", "f32", cache_dir=tmp_path)
+    sizes = [(32 + 16 * i, 32) for i in range(1, SIZES + 2)]
+    for size in (*sizes, *sizes):
+        fast(torch.randn(1, 3, *size))
+    asked = list[int]()
+    resizable.register_forward_hook(lambda *_: asked.append(1))
+    fast(torch.randn(1, 3, *sizes[-1]))  # one too many
+    fast(torch.randn(1, 3, 32, 32))
+    assert len(asked) == 2
+
+
+def test_a_size_that_is_being_compiled_keeps_nobody_waiting(
+    resizable: Backbone, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.any_size = False
+    fast = vertebra.optimize(resizable, "fake", "f32", cache_dir=tmp_path)
+    known, new = torch.randn(1, 3, 48, 32), torch.randn(1, 3, 64, 32)
+    for image in (known, known, new):
+        fast(image)
+    started, go, build = threading.Event(), threading.Event(), Fake.build
+
+    def slow(self: Fake, job: Job, folder: Path) -> None:
+        started.set()
+        assert go.wait(30)
+        build(self, job, folder)
+
+    monkeypatch.setattr(Fake, "build", slow)
+    with ThreadPoolExecutor(2) as pool:
+        compiling = pool.submit(fast, new)
+        assert started.wait(30)
+        try:
+            for image in (known, new, torch.randn(1, 3, 80, 32)):
+                assert torch.allclose(pool.submit(fast, image).result(10), resizable(image), atol=1e-5)
+        finally:
+            go.set()
+        assert torch.allclose(compiling.result(), resizable(new), atol=1e-5)
+    assert fake.built == [(32, 32), (48, 32), (64, 32)]
+    with fast._sizes, ThreadPoolExecutor(1) as pool:  # what is known asks nobody
+        pool.submit(fast, known).result(10)
+
+
+@pytest.mark.parametrize("error", [BackendError("cannot"), RuntimeError("out of memory")])
+def test_a_size_that_cannot_be_compiled_is_told_and_runs_in_eager_mode(
+    resizable: Backbone,
+    fake: Fake,
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fake.any_size = False
+    fast = vertebra.optimize(resizable, "fake", "f32", cache_dir=tmp_path)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Fake, "build", fail)
+    image = torch.randn(1, 3, 48, 32)
+    for _ in range(3):
+        assert torch.allclose(fast(image), resizable(image), atol=1e-5)
+    assert [r.getMessage() for r in caplog.records] == [f"fake at 48x32 pixels: eager mode answers there: {error}"]
+
+
+@pytest.mark.parametrize("any_size", [True, False])
+def test_a_sample_of_another_size_is_resized(resizable: Backbone, fake: Fake, any_size: bool, tmp_path: Path) -> None:
+    fake.any_size = any_size
+    sample = torch.randn(9, 3, 48, 64)
+    fast = vertebra.optimize(resizable, "fake", "f32", sample=sample, cache_dir=tmp_path)
+    assert fast.report.figures.images == len(sample)
+    for size in ((32, 32), (48, 64), (48, 64), (64, 64), (64, 64)):
+        image = torch.randn(1, 3, *size)
+        assert torch.allclose(fast(image), resizable(image), atol=1e-5)
+
+
+def test_what_reset_classifier_changes_is_another_artefact(vit: Backbone, fake: Fake, tmp_path: Path) -> None:
+    dimensions = list[int]()
+    for pool in (None, "", "token"):
+        vit.reset_classifier(0, pool)
+        fast = vertebra.optimize(vit, "fake", "f32", cache_dir=tmp_path)
+        assert fast.report.cached == (pool == "token")  # as it was at first
+        dimensions.append(fast(torch.zeros(1, 3, 32, 32)).ndim)
+    assert dimensions == [2, 3, 2]
+
+
+@pytest.mark.parametrize("arch", ["deit_tiny_patch16_224", "dla46_c", "regnetx_002", "dpn68", "cspresnet50"])
+def test_a_model_says_of_itself_what_reset_classifier_made_of_it(arch: str) -> None:
+    model = vertebra.create_model(arch, device="meta")
+    model.reset_classifier(3, "max")
+    assert (model.config.num_classes, model.config.global_pool) == (3, "max")
+    assert describe(model)["model_args"] == {"global_pool": "max"}
+    model.reset_classifier(5)
+    assert (model.config.num_classes, model.config.global_pool) == (5, "max")
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("full")])
+def test_what_is_no_damage_costs_no_artefact(
+    vit: Backbone, fake: Fake, error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vertebra.optimize(vit, "fake", "f32", cache_dir=tmp_path)
+
+    def fail(*_: object) -> None:
+        assert error is not None
+        raise error
+
+    if error is not None:
+        monkeypatch.setattr(Fake, "load", fail)
+    with pytest.raises((VertebraError, RuntimeError)):  # a sample of too few channels; a GPU that is full
+        vertebra.optimize(vit, "fake", "f32", sample=torch.randn(2, 3 if error else 1, 32, 32), cache_dir=tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setitem(choose.BACKENDS, "fake", fake)
+    assert vertebra.optimize(vit, "fake", "f32", cache_dir=tmp_path).report.cached
+
+
+def test_half_precision_models_find_what_was_compiled_of_them(
+    vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(choose.BACKENDS, "openvino", Fake("openvino"))
+    half = vit.bfloat16()
+    assert not is_cached(half, dtype="f32", cache_dir=tmp_path)
+    vertebra.optimize(half, dtype="f32", cache_dir=tmp_path)
+    assert is_cached(half, dtype="f32", cache_dir=tmp_path)
+
+
 def test_a_pickle_is_a_recipe(vit: Backbone, tmp_path: Path) -> None:
     fast = vertebra.optimize(vit, "eager", "bf16", cache_dir=tmp_path)
     again = pickle.loads(pickle.dumps(fast))  # noqa: S301 - our own
@@ -150,7 +278,9 @@ def test_auto_takes_what_a_calibration_found_fastest(
     vit: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wrong = Fake("wrong", alter=lambda y: -y)
+    broken = Fake("broken", alter=lambda y: y.view(-1, 7))  # a RuntimeError
     some = {"eager": Fake("eager"), "openvino": Fake("openvino"), "wrong": wrong, "absent": Fake(reason="no")}
+    some["broken"] = broken
     for name, backend in some.items():
         monkeypatch.setitem(choose.BACKENDS, name, backend)
     for name in ("inductor", "onnxruntime"):

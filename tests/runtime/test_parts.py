@@ -9,6 +9,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rich
 import torch
@@ -20,9 +21,10 @@ from tests.runtime.conftest import Fake
 from vertebra.cli import app
 from vertebra.runtime import buckets, cache, choose, interpreter, machine
 from vertebra.runtime.backend import BackendError
+from vertebra.runtime.compare import compare
 from vertebra.runtime.graph import quiet
 from vertebra.runtime.int8 import _undrawn
-from vertebra.runtime.verify import BOUNDS, compare, made_up_images
+from vertebra.runtime.verify import BOUNDS, VerificationError, check, made_up_images
 
 CPU = torch.device("cpu")
 
@@ -165,17 +167,24 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_comparison_sees_direction_and_first_class_and_no_common_shift() -> None:
-    logits = torch.randn(5, 8) * 10
+    logits = np.random.default_rng(0).normal(size=(5, 8)) * 10
     bound = BOUNDS["f32"]
     assert compare(logits, logits + 3, bound, classes=True).cosine == pytest.approx(1)
     assert compare(logits, logits + 3, bound, classes=False).cosine < 0.999
     assert compare(logits, -logits, bound, classes=True).cosine == pytest.approx(-1)
-    swapped = logits.clone()
-    swapped[0] = swapped[0].roll(1)
+    swapped = logits.copy()
+    swapped[0] = np.roll(swapped[0], 1)
     figures = compare(logits, swapped, bound, classes=True)
     assert (figures.sure, figures.images) == (5, 5)
     assert figures.agreement == pytest.approx(0.8)
-    assert compare(torch.zeros(1, 4), torch.zeros(1, 4), bound, classes=True).cosine == 1
+    assert compare(np.zeros((1, 4)), np.zeros((1, 4)), bound, classes=True).cosine == 1
+    for spoilt in (np.nan, np.inf):
+        assert not compare(logits, np.full_like(logits, spoilt), bound).within(bound)
+
+
+def test_answers_of_another_shape_are_other_answers() -> None:
+    with pytest.raises(VerificationError, match=r"it answers with \(2, 4, 7, 7\) in the place of \(2, 4\)"):
+        check(torch.ones(2, 4), torch.ones(2, 4, 7, 7), dtype="f32", what="it", classes=False)
 
 
 def test_made_up_images_are_the_same_each_time() -> None:

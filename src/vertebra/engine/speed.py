@@ -29,7 +29,7 @@ class Speed:
         self._build: Build | None = None
         self._cached: bool | None = None
         self._over = next(model.parameters()).device.type != "cpu"  # a GPU's eager mode does for a folder of photos
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # of several streams at once
 
     def faster(self, photos: int, seconds: float) -> Callable[[Tensor], Tensor] | None:
         """`photos` are known to come or have come; at this pace `seconds` remain. None: go on as before."""
@@ -69,6 +69,7 @@ class Speed:
 
     def close(self) -> None:
         """End a compilation that nobody waits for any more."""
-        if self._build is not None:
-            self._build.close()
-            self._build = None
+        with self._turn:
+            if self._build is not None:
+                self._build.close()
+                self._build = None

@@ -15,9 +15,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from vertebra.export.artefact import TINY, open_file
-from vertebra.export.bounds import BOUNDS, PHOTO_BOUND, Array, Bound, Figures, compare
+from vertebra.export.bounds import BOUNDS, PHOTO_BOUND
 from vertebra.export.record import Record
 from vertebra.runtime import interpreter
+from vertebra.runtime.compare import Array, Bound, Figures, compare
 from vertebra.spec import VertebraError
 
 
@@ -31,7 +32,7 @@ class Case:
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
         f = self.figures
-        return f"{size}: cosine {f.cosine:.6f}, error {f.error:.1e}, {f.flipped} of {f.rows} first classes changed"
+        return f"{size}: cosine {f.cosine:.6f}, error {f.error:.1e}, {f.flipped} of {f.images} first classes changed"
 
 
 def bound_for(record: Record) -> Bound:

@@ -8,7 +8,7 @@ b batch, c channels, h w height and width in pixels, n tokens, d embedding, k cl
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import torch
@@ -138,6 +138,11 @@ class Backbone(nn.Module, ABC):
         """Fill the parameters and buffers that `module` itself owns (not its children's) as training starts."""
 
     # What follows from that.
+
+    def declare_head(self, num_classes: int, global_pool: str) -> None:
+        """Keep what the model says of itself true: saving, exporting and compiled artefacts go by it."""
+        self.num_classes = num_classes
+        self.config = replace(self.config, num_classes=num_classes, global_pool=global_pool)
 
     def place(self, layer: nn.Module) -> nn.Module:
         """A new layer, initialised, where this model's parameters lie and in their type."""

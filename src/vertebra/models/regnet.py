@@ -139,10 +139,10 @@ class RegNet(Backbone):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
         pool = self.head.global_pool.pool_type if global_pool is None else global_pool
         self.head = ClassifierHead(self.num_features, num_classes, pool, self.drop_rate)
         self.place(self.head)
+        self.declare_head(num_classes, pool)
         self.head_hidden_size = self.head.num_features
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ b batch, c channels, h w height and width in pixels, k classes.
 # pyright: reportPrivateUsage=false
 
 import copy
+import logging
 import shutil
 import threading
 import time
@@ -17,17 +18,21 @@ from typing import Any, Self, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from vertebra.data import labels_for, resolve_model_data_config
 from vertebra.models.backbone import Backbone
 from vertebra.runtime import cache, choose, machine
 from vertebra.runtime.backend import Backend, BackendError, Job, Program
+from vertebra.runtime.compare import Figures
 from vertebra.runtime.eager import Eager
-from vertebra.runtime.verify import Figures, VerificationError, check, made_up_images
+from vertebra.runtime.verify import VerificationError, answers, check, made_up_images
 from vertebra.spec import VertebraError
 
 SIZES = 4
 """Image sizes, beside the model's own, that a program is checked at or compiled for; more of them run in eager mode."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ def optimize(
     `calibrate=True` timed the candidates before, by what it found on this machine. `dtype`: auto (bf16 where the
     hardware has it, else f32), f32, bf16, int8. `device` None: where the model lies.
     `sample`: images as the model takes them (normalised), to compare the answers on; int8 is calibrated with them and
-    cannot do without. Compiled artefacts are kept under `cache_dir`, by default $VERTEBRA_CACHE or the user's cache.
+    cannot do without. Where another size is compiled for, they are resized to it. Compiled artefacts are kept under
+    `cache_dir`, by default $VERTEBRA_CACHE or the user's cache.
 
     The model is put into eval mode, and its weights must not change afterwards: optimise anew when they have.
     Raises `BackendError` where it cannot be done here, `VerificationError` where the answers would differ too much.
@@ -92,7 +98,8 @@ def optimize(
 
 def is_cached(model: Backbone, *, dtype: str = "auto", cache_dir: str | Path | None = None) -> bool:
     """Whether `optimize(model, dtype=dtype)` would find its artefact compiled already; compiles nothing."""
-    maker = _Maker(model.eval(), Recipe(dtype=dtype, cache_dir=None if cache_dir is None else str(cache_dir)))
+    ready = _ready(model, next(model.parameters()).device)
+    maker = _Maker(ready, Recipe(dtype=dtype, cache_dir=None if cache_dir is None else str(cache_dir)))
     backend = maker.backend()
     return not backend.kept or cache.whole(maker.entry(backend, maker.job(maker.native)))
 
@@ -117,11 +124,11 @@ class Optimized(nn.Module):
         self.num_classes, self.in_chans, self.num_features = model.num_classes, model.in_chans, model.num_features
         self.device = device
         self._sizes = threading.Lock()
-        self._met = set[tuple[int, int]]()
+        self._met, self._making = set[tuple[int, int]](), set[tuple[int, int]]()
         super().train(False)
         self._program, self.report = self._maker.make()
         self._checked = {self._maker.native}
-        self._others: dict[tuple[int, int], Program] = {}
+        self._others: dict[tuple[int, int], Callable[[Tensor], Tensor]] = {}
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -150,27 +157,41 @@ class Optimized(nn.Module):
         """What runs an image size other than the model's own.
 
         A program that takes all sizes is compared with eager mode at the first few. Where each size needs its own
-        program, one is compiled when a size comes a second time. Beyond `SIZES` of either kind, eager mode answers.
+        program, one is compiled when a size comes a second time. Beyond `SIZES` of either kind, where that fails, and
+        for other threads until it is done, eager mode answers; there, an unfit size meets the model's own error.
         """
+        if size in self._others:
+            return self._others[size]
         with self._sizes:
             if size in self._checked:
                 return self._program
-            if size in self._others:
-                return self._others[size]
-            eager = self._maker.eager
-            eager(x[:1])  # an unfit size meets the model's own error here
-            if len(self._checked) + len(self._others) > SIZES:
-                return eager
+            taken = len(self._checked) + len(self._others) + len(self._making)
+            if size in self._others or size in self._making or taken > SIZES:
+                return self._others.get(size, self._maker.eager)
+            if not self._program.any_size and size not in self._met:
+                self._met.add(size)
+                return self._maker.eager
+            self._making.add(size)
+        try:
+            self._maker.eager(x[:1])  # an unfit size is no reason to compile
+            return self._make_for(size, x[:1])
+        finally:
+            with self._sizes:
+                self._making.discard(size)
+
+    def _make_for(self, size: tuple[int, int], x: Tensor) -> Callable[[Tensor], Tensor]:
+        name = f"{self.report.backend} at {size[0]}x{size[1]} pixels"
+        try:
             if self._program.any_size:
-                self._maker.verify(self._program, x[:1], f"{self.report.backend} at {size[0]}x{size[1]} pixels")
+                self._maker.verify(self._program, self._maker.expected(x), x, name)
                 self._checked.add(size)
                 return self._program
-            if size not in self._met:
-                self._met.add(size)
-                return eager
             with torch.inference_mode(False):  # the caller's mode; nothing can be traced in it
                 self._others[size] = self._maker.make(size)[0]
-            return self._others[size]
+        except (BackendError, RuntimeError) as error:
+            _log.warning("%s: eager mode answers there: %s", name, error)
+            self._others[size] = self._maker.eager
+        return self._others[size]
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -233,9 +254,17 @@ class _Maker:
             example=torch.zeros(2, self.model.in_chans, *size),
             any_size=self.model.spatial,
             transformer=not self.model.spatial,
-            sample=self.recipe.sample,
+            sample=self._sample(size),
             threads=torch.get_num_threads(),
         )
+
+    def _sample(self, size: tuple[int, int]) -> Tensor | None:
+        """The sample at (height, width), where one was given: float32, on the CPU."""
+        if self.recipe.sample is None:
+            return None
+        sample = self.recipe.sample.detach().to("cpu", torch.float32)
+        fits = (sample.shape[2], sample.shape[3]) == size
+        return sample if fits else interpolate(sample, size, mode="bilinear", antialias=True)
 
     def entry(self, backend: Backend, job: Job) -> Path:
         """Where the artefact lies: by all that decides what is in it."""
@@ -278,7 +307,7 @@ class _Maker:
         for backend in choose.candidates(self.dtype, self.device):
             try:
                 programs[backend.name] = self._make(backend, self.native)[0]
-            except (VerificationError, BackendError):
+            except (VerificationError, BackendError, RuntimeError):
                 continue
         images = made_up_images(1, self.model.in_chans, *self.native).to(self.device)
         times = choose.fastest(programs, images)
@@ -288,8 +317,7 @@ class _Maker:
     def _make(self, backend: Backend, size: tuple[int, int]) -> tuple[Program, Report]:
         start = time.perf_counter()
         job = self.job(size)
-        sample = self.recipe.sample
-        images = made_up_images(4, self.model.in_chans, *size) if sample is None else sample
+        images = made_up_images(4, self.model.in_chans, *size) if job.sample is None else job.sample
         images = images.to(self.device)
         entry = self.entry(backend, job) if backend.kept else self.cache
         cached = backend.kept and cache.whole(entry)
@@ -303,10 +331,13 @@ class _Maker:
 
     def _from_cache(self, backend: Backend, job: Job, entry: Path, images: Tensor) -> tuple[Program, Figures] | None:
         """What lies in the cache; None where it is damaged in any way, so that it is made anew."""
+        images = images[:2]  # all were compared when it was made; two tell whether it is still what it was
+        expected = self.expected(images)  # before the rest: what is wrong with the images is no damage
         try:
             program = backend.load(job, entry)
-            # All of them were compared when it was made; two tell whether it is still what it was.
-            figures = self.verify(program, images[:2], backend.name)
+            figures = self.verify(program, expected, images, backend.name)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, OSError, VerificationError):
             shutil.rmtree(entry, ignore_errors=True)
             return None
@@ -314,21 +345,20 @@ class _Maker:
         return program, figures
 
     def _anew(self, backend: Backend, job: Job, entry: Path, images: Tensor) -> tuple[Program, Figures]:
+        expected = self.expected(images)
         if not backend.kept:
             program = backend.load(job, entry)
-            return program, self.verify(program, images, backend.name)
+            return program, self.verify(program, expected, images, backend.name)
         with cache.building(entry) as folder:
             backend.build(job, folder)
             program = backend.load(job, folder)
-            figures = self.verify(program, images, backend.name)
+            figures = self.verify(program, expected, images, backend.name)
         return backend.load(job, entry), figures
 
-    def verify(self, program: Program, images: Tensor, what: str) -> Figures:
-        return check(
-            self.eager,
-            program,
-            images,
-            dtype=self.dtype,
-            what=f"{what} {self.dtype}",
-            classes=self.model.num_classes > 1,
-        )
+    def expected(self, images: Tensor) -> Tensor:
+        """Eager f32's answers."""
+        return answers(self.eager, images)
+
+    def verify(self, program: Program, expected: Tensor, images: Tensor, what: str) -> Figures:
+        found = answers(program, images)
+        return check(expected, found, dtype=self.dtype, what=f"{what} {self.dtype}", classes=self.model.num_classes > 1)

@@ -239,10 +239,10 @@ class CspNet(Backbone):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
         if global_pool is None:
             global_pool = self.head.global_pool.pool_type
         head = ClassifierHead(self.num_features, num_classes, global_pool, self.drop_rate)
+        self.declare_head(num_classes, global_pool)
         self.head_hidden_size = head.num_features
         self.head = head
         self.place(self.head)

@@ -222,9 +222,9 @@ class Dla(Backbone):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = GlobalPool(global_pool)
+        self.declare_head(num_classes, self.global_pool.pool_type)
         self.head_hidden_size = self.num_features * self.global_pool.feature_multiple
         self.fc = self.place(nn.Conv2d(self.head_hidden_size, num_classes, 1)) if num_classes > 0 else nn.Identity()
 

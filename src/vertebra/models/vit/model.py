@@ -174,9 +174,9 @@ class VisionTransformer(Backbone):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
         if global_pool is not None:
             self._set_pool(global_pool)
+        self.declare_head(num_classes, self.global_pool)
         self.head = self._new_head()
 
     def _new_head(self) -> nn.Module:
