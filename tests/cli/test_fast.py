@@ -17,7 +17,8 @@ from typer.testing import CliRunner, Result
 import vertebra
 from vertebra.cli import app
 from vertebra.cli.device import pick_device
-from vertebra.engine import predict
+from vertebra.data.eval_reader import EvalReader
+from vertebra.engine import predict, reading
 from vertebra.engine.benchmark import Row
 from vertebra.engine.limits import Limits
 from vertebra.models.backbone import Backbone
@@ -162,22 +163,27 @@ def photo(tmp_path: Path) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the predictor was about to do for speed."""
     done = list[str]()
-    original, speed = predict.decode, predict.Speed
+    decode, levels, speed = reading.decode, EvalReader.levels, predict.Speed
 
     def fast(model: Backbone, dtype: str) -> Backbone:
         done.append(f"optimised in {dtype}")
         return model
 
-    def decode(source: Any, *, at_least: int | None, **options: Any) -> Image.Image:
+    def exactly(source: Any, *, at_least: int | None, **options: Any) -> Image.Image:
         done.append("decoded whole" if at_least is None else "decoded small")
-        return original(source, at_least=at_least, **options)
+        return decode(source, at_least=at_least, **options)
+
+    def quickly(self: EvalReader, source: Any) -> Any:
+        done.append("decoded small")
+        return levels(self, source)
 
     def watch(model: Backbone, dtype: str) -> Any:
         done.append(f"may optimise in {dtype}")
         return speed(model, dtype)
 
     monkeypatch.setattr(predict, "make_fast", fast)
-    monkeypatch.setattr(predict, "decode", decode)
+    monkeypatch.setattr(reading, "decode", exactly)
+    monkeypatch.setattr(EvalReader, "levels", quickly)
     monkeypatch.setattr(predict, "Speed", watch)
     return done
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,21 @@ def test_int8_is_calibrated_with_the_images_given(vit: Backbone, kept: Path) -> 
         vertebra.optimize(vit, dtype="int8", cache_dir=kept)
     with pytest.raises(BackendError, match="at least 8"):
         vertebra.optimize(vit, dtype="int8", sample=sample[:2], cache_dir=kept)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("f32", 1e-4), ("int8", 0.1)])  # int8 computes the rest in bf16
+def test_the_batch_that_comes_most_has_a_program_of_its_own(vit: Backbone, kept: Path, dtype: str, near: float) -> None:
+    sample = torch.randn(LEAST_SAMPLES, 3, 32, 32)
+    plain = vertebra.optimize(vit, "openvino", dtype, sample=sample, cache_dir=kept)
+    for cached in (False, True):
+        fast = vertebra.optimize(vit, "openvino", dtype, sample=sample, batch=3, cache_dir=kept)
+        assert fast.report.cached == cached
+        program: Any = fast._program
+        assert list(program._fixed) == [(3, 3, 32, 32)]
+        for number in (1, 3, 5):
+            torch.testing.assert_close(fast(sample[:number]), plain(sample[:number]), rtol=0, atol=near)
+        program._any = None  # three images do without it
+        assert fast(sample[:3]).shape == (3, 10)
 
 
 SIGNALLED = """

@@ -334,3 +334,12 @@ def test_a_compilation_that_fails_says_why(vit: Backbone, tmp_path: Path, monkey
     build._process.wait(120)
     assert "f33" in build.failure()
     build.close()
+
+
+def test_a_batch_with_a_program_of_its_own_is_compared_too(vit: Backbone, fake: Fake, tmp_path: Path) -> None:
+    fake.alter = lambda logits: -logits if len(logits) == 5 else logits
+    assert vertebra.optimize(vit, "fake", "f32", cache_dir=tmp_path).report.figures.cosine > 0.999
+    with pytest.raises(VerificationError, match="fake f32, batch 5 does not answer as eager f32"):
+        vertebra.optimize(vit, "fake", "f32", batch=5, cache_dir=tmp_path)
+    with pytest.raises(VertebraError, match="batch=0: give"):
+        vertebra.optimize(vit, "fake", "f32", batch=0, cache_dir=tmp_path)

@@ -35,6 +35,8 @@ class Job:
     sample: Tensor | None
     """(b, c, h, w), float32: what int8 is calibrated with."""
     threads: int
+    batch: int | None = None
+    """The number of images that comes most; a backend may give it a program of its own beside the one for any."""
 
 
 class Program(Protocol):
