@@ -124,7 +124,7 @@ def _open(model: str, weights: Path | None) -> "tuple[Classifier, dict[str, Any]
     if weights is not None:
         raise typer.BadParameter("an exported file has its weights inside", param_hint="'--weights'")
     artefact = load(model)
-    extra: dict[str, Any] = {"transform": artefact.transform, "padded_to": artefact.record.batch}
+    extra: dict[str, Any] = {"transform": artefact.transform}
     return artefact, extra | ({"batch_size": 1} if artefact.with_preprocess else {})
 
 

@@ -184,10 +184,9 @@ def validate(
     exact: bool = False,
     optimize: bool = False,
     backend: str = "auto",
-    padded_to: int | None = None,
     seen: Callable[[int], None] | None = None,
 ) -> Evaluation | MultiEvaluation:
-    """Answers and metrics of a split. `padded_to`: the one batch size that an exported file takes.
+    """Answers and metrics of a split.
 
     Where the part holds any number of classes an image, each class's answer is measured by itself.
 
@@ -209,7 +208,7 @@ def validate(
 
     def forward(images: Tensor) -> Tensor:
         nonlocal count
-        answer = run(images) if padded_to is None else _in_batches(run, images, padded_to)
+        answer = run(images)
         count += len(images)
         if seen is not None:
             seen(count)
@@ -220,11 +219,3 @@ def validate(
         return worth(forward, loader.epoch(0), model.num_classes, prepare=finish, device=device)
     finally:
         loader.close()
-
-
-def _in_batches(run: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
-    answers: list[Tensor] = []
-    for chunk in images.split(size):
-        padding = chunk[-1:].expand(size - len(chunk), -1, -1, -1)
-        answers.append(run(torch.cat([chunk, padding]))[: len(chunk)])
-    return torch.cat(answers)
