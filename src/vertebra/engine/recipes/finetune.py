@@ -2,7 +2,8 @@
 
 Command    vertebra train photos/ --model deit_tiny_patch16_224 --recipe finetune
 Method     AdamW with layer-wise decay, one cycle, TrivialAugment, moving average of the weights, 12 epochs.
-Expect     clothing-160 (3,068 photos, 10 classes), DeiT-Tiny: 85.8% on test after one epoch; 12 not yet measured.
+Expect     clothing-160 (3,068 photos, 10 classes), DeiT-Tiny, with data.crop_pct=1.0 ema.decay=0.995 and 8 epochs, seed
+           0: 92.1% on validation, 90.3% on test; 25 minutes on one core of an AMD EPYC with bf16.
 Change     epochs (30 for a thousand photos or fewer), optim.lr (a tenth for models of more than 80 M parameters),
            loss.balance=true where some classes have few photos.
 """
