@@ -19,6 +19,11 @@ def attend(q: Float[Tensor, "b h n d"], k: Float[Tensor, "b h n d"], v: Float[Te
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1) @ v
 
 
+def _bf16_on_cpu(x: object) -> bool:
+    """What torch.fx traces is no tensor, and cannot be asked."""
+    return isinstance(x, Tensor) and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
 class Attention(nn.Module):
     """Queries, keys and values of all heads come from one product with one weight."""
 
@@ -38,7 +43,7 @@ class Attention(nn.Module):
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        if self.training and self.attn_drop == 0 and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        if self.training and self.attn_drop == 0 and _bf16_on_cpu(q):
             x = attend(q, k, v)
         else:
             x = scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
