@@ -67,14 +67,17 @@ def interleave(
 
 
 def twins(name: str) -> tuple[Any, Any]:
-    """Ours and timm's model, in evaluation mode, with the same random weights and plausible statistics."""
-    theirs = timm.create_model(name).eval()
-    state = theirs.state_dict()
-    for key, value in state.items():
-        if key.endswith("running_mean"):
-            value.normal_(0, 0.1)
-        elif key.endswith("running_var"):
-            value.uniform_(0.5, 1.5)
+    """Ours and timm's model, in evaluation mode, with the same random weights and the statistics that go with them.
+
+    With statistics drawn at random, too, a deep network's answers grow beyond what 8 bits can tell apart.
+    """
+    theirs = timm.create_model(name).train()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean of what was seen
+    with torch.no_grad():
+        theirs(torch.randn(4, *theirs.default_cfg["input_size"]))
+    state = theirs.eval().state_dict()
     ours = vertebra.create_model(name, device="meta").eval()
     ours.load_state_dict({k: v.clone() for k, v in state.items()}, strict=True, assign=True)
     return ours, theirs
