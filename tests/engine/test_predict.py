@@ -229,6 +229,13 @@ def test_batch_and_single_photo_get_the_transforms_own_numbers(tiny: Backbone, s
     assert torch.equal(torch.stack([exact.prepare(photo) for photo in photos]), wanted)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_photos_and_what_finishes_them_lie_on_the_models_device(photos: Path, exact: bool) -> None:
+    model = vertebra.create_model("dla46_c", device="meta")  # as any that is not the processor
+    photo = Predictor(model, exact=exact, optimize=False).prepare(next(photos.rglob("*.png")))
+    assert (photo.device.type, photo.dtype, photo.shape) == ("meta", torch.float32, (3, 224, 224))
+
+
 def test_what_reads_can_be_sent_to_a_process_that_was_not_forked() -> None:
     """As macOS and Windows start theirs, and Linux from Python 3.14 on."""
     for exact in (True, False):

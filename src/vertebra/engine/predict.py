@@ -138,7 +138,7 @@ class Predictor:
                 self._shift(expected, seen, time.monotonic() - start)
                 seen += len(chunk)
                 good = [tensor for _, tensor in chunk if isinstance(tensor, Tensor)]
-                answers = iter(self.answer(self._finish(self._to_device(_stack(good)))) if good else [])
+                answers = iter(self.answer(self._finish(_stack(good))) if good else [])
                 for source, tensor in chunk:
                     yield source, next(answers) if isinstance(tensor, Tensor) else tensor
         finally:
@@ -160,13 +160,11 @@ class Predictor:
         """(c, h, w), finished but for what the whole batch gets at once."""
         return self._reader(_upright_rgb(source, self.max_pixels) if isinstance(source, Image.Image) else source)
 
-    def _to_device(self, batch: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return batch
-        # As bytes, a quarter of the way; pinned, the copy overlaps with computing.
-        return batch.pin_memory().to(self.device, non_blocking=True)
-
     def _finish(self, batch: Tensor) -> Tensor:
+        """On the device, where what finishes a batch lies, too."""
+        if self.device.type == "cuda" and batch.device.type == "cpu":
+            batch = batch.pin_memory()  # the copy, as bytes a quarter of the way, overlaps with computing
+        batch = batch.to(self.device, non_blocking=True)
         finish = self._reader.batch
         return batch if finish is None else finish(batch)
 

@@ -4,7 +4,6 @@ b batch, c channels, h w height and width in pixels, k classes.
 """
 
 import json
-import queue
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vertebra.export.record import Record
-from vertebra.runtime.sessions import onnx_session
+from vertebra.runtime.sessions import Requests, onnx_session
 from vertebra.runtime.unreported import openvino_core
 from vertebra.spec import VertebraError
 
@@ -166,19 +165,7 @@ def _open_openvino(path: Path) -> tuple[Record, Run]:
     # Named, because OpenVINO itself takes bf16 wherever the processor has it, for f32 files too.
     precision = "bf16" if record.dtype == "bf16" and native else "f32"
     compiled: Any = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
-    idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def run(x: Array) -> Array:
-        try:
-            request = idle.get_nowait()
-        except queue.Empty:  # as many requests as threads ever called at once
-            request = compiled.create_infer_request()
-        try:
-            return np.array(request.infer([x])[0])
-        finally:
-            idle.put(request)
-
-    return record, run
+    return record, Requests(compiled)
 
 
 def _open_pt2(path: Path) -> tuple[Record, Run]:

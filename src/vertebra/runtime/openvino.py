@@ -3,7 +3,6 @@
 Measured: what is compiled for one batch of one size runs 2 to 5% faster than what leaves them free.
 """
 
-import queue
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,22 @@ from vertebra.runtime.backend import Job, Program
 from vertebra.runtime.graph import write_onnx
 from vertebra.runtime.int8 import quantised
 from vertebra.runtime.machine import missing, native_bf16
+from vertebra.runtime.sessions import Requests
 from vertebra.runtime.unreported import openvino_core
 
 _COMPILED, _FIXED = "model.blob", "batch.blob"
 
 
-class _Requests:
-    """A compiled model that several threads may call: as many requests as ever ran at once."""
-
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        try:
-            request = self._idle.get_nowait()
-        except queue.Empty:
-            request = self._compiled.create_infer_request()
-        try:
-            image = x.detach().contiguous().numpy()
-            return torch.from_numpy(request.infer([image], share_inputs=True, share_outputs=False)[0])
-        finally:
-            self._idle.put(request)
-
-
 class OpenVinoProgram:
     def __init__(self, compiled: Any, any_size: bool, fixed: Any | None = None) -> None:
         """`fixed`: the same model, compiled for one shape."""
-        self._any = _Requests(compiled)
-        self._fixed = {} if fixed is None else {tuple(fixed.inputs[0].shape): _Requests(fixed)}
+        self._any = Requests(compiled)
+        self._fixed = {} if fixed is None else {tuple(fixed.inputs[0].shape): Requests(fixed)}
         self.any_size = any_size
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._fixed.get(tuple(x.shape), self._any)(x)
+        run = self._fixed.get(tuple(x.shape), self._any)
+        return torch.from_numpy(run(x.detach().contiguous().numpy()))
 
 
 class OpenVino:

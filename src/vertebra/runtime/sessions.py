@@ -1,8 +1,13 @@
-"""ONNX Runtime's sessions, for compiled models and exported files alike. No torch: a file is checked without it."""
+"""ONNX Runtime's and OpenVINO's ways to run, for compiled models and exported files alike. No torch: a file is checked
+without it.
+"""
 
+import queue
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 
 def onnx_session(path: Path, threads: int) -> Any:
@@ -22,3 +27,22 @@ def onnx_session(path: Path, threads: int) -> Any:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except (damage.Fail, damage.InvalidProtobuf, damage.InvalidGraph, damage.NoSuchFile) as error:
         raise RuntimeError(f"onnxruntime cannot read its graph: {error}") from error
+
+
+class Requests:
+    """A model that OpenVINO compiled, which several threads may call: as many requests as ever ran at once."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The first answer, in memory of its own."""
+        try:
+            request = self._idle.get_nowait()
+        except queue.Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            return request.infer([x], share_inputs=True, share_outputs=False)[0]
+        finally:
+            self._idle.put(request)
