@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from tests.engine.test_train import environment, free_port
+from tests.engine.conftest import environment, launcher
 from vertebra.cli import app
 from vertebra.data.datasets import open_dataset
 from vertebra.engine import evaluate as module
@@ -98,9 +98,9 @@ def test_a_folder_of_folders_becomes_a_model_for_every_command(
     assert (again["split"], again["held_out"]) == ("all", False)
     both = zip(record["confusion"], learned["confusion"], strict=True)
     assert again["confusion"] == [[a + b for a, b in zip(*rows, strict=True)] for rows in both]
-    for option in ("--optimize", "--backend=eager"):
+    for option in ("--optimize", "--backend=eager", "--device=cuda"):
         refused = run("validate", photos, "--model", tmp_path / "trees.pt2", option)
-        assert "an exported file runs as it is" in one_line(refused)
+        assert "an exported file has its weights and its size inside" in one_line(refused)
 
 
 def test_validate_prints_classes_and_writes_the_confusion(
@@ -174,8 +174,7 @@ def test_processes_share_what_is_validated(trained: tuple[Path, Result], photos:
     (tmp_path / "photos" / "val" / "ash" / "0.png").write_bytes(b"no image")
     args = ("validate", str(tmp_path / "photos"), "--model", str(trained[0]), "--json", "--workers", "0")
     alone = run(*args)
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "vertebra")
-    call = [sys.executable, *launcher, *args]
+    call = [sys.executable, *launcher(), "-m", "vertebra", *args]
     both = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=240, check=False)
     (line,) = both.stdout.splitlines()
     assert json.loads(line)["confusion"] == json.loads(alone.stdout)["confusion"]

@@ -3,7 +3,6 @@
 import io
 import pickle
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,23 +12,14 @@ import torch
 from PIL import Image
 
 import vertebra
+from tests.engine.conftest import SIZE, jpeg, small
 from vertebra.data import DecodeError, create_transform, decode, resolve_model_data_config
 from vertebra.data.eval_reader import OVERSIZE, TOLERANCE
-from vertebra.engine import predict as predict_module
-from vertebra.engine import speed as speed_module
 from vertebra.engine.predict import Prediction, Predictor
 from vertebra.engine.reading import AHEAD, batches, split
+from vertebra.engine.validate import validate, validation_split
 from vertebra.models.backbone import Backbone
 from vertebra.spec import VertebraError
-
-SIZE = 32
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    """A small real model with random weights; 7 classes, nobody said what they are called."""
-    torch.manual_seed(1)
-    return vertebra.create_model("dla46_c", num_classes=7)
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +27,6 @@ def deit(shared_data: Path) -> Backbone:
     return vertebra.load_model(
         "deit_tiny_patch16_224", weights=shared_data / "weights" / "deit_tiny_patch16_224.safetensors"
     )
-
-
-def jpeg(colour: str, size: tuple[int, int] = (80, 60)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def small(image: Image.Image) -> torch.Tensor:
-    return torch.tensor(np.asarray(image.resize((SIZE, SIZE)))).permute(2, 0, 1) / 255
 
 
 def test_real_weights_answer_every_photo_as_the_reference_did(deit: Backbone, shared_data: Path) -> None:
@@ -170,7 +150,7 @@ def test_given_names_are_used(tiny: Backbone) -> None:
     assert prediction.labels == tuple("abcdefg"[i] for i in prediction.indices)
 
 
-def test_what_a_model_brings_along_is_used_unless_something_else_is_given(tiny: Backbone) -> None:
+def test_what_a_model_brings_along_is_used_unless_something_else_is_given(tmp_path: Path) -> None:
     class Photos(torch.nn.Module):
         num_classes, in_chans, pretrained_cfg, with_preprocess = 3, 3, {}, True
         labels = ("red", "green", "blue")
@@ -183,6 +163,11 @@ def test_what_a_model_brings_along_is_used_unless_something_else_is_given(tiny: 
     photos = [jpeg("red"), jpeg("blue")]
     assert [answer.labels[0] for _, answer in Predictor(Photos(), batch_size=8).stream(photos)] == ["red", "blue"]
     assert Predictor(Photos(), labels=list("abc"))(photos[0]).labels[0] == "a"
+    for colour in ("red", "blue"):
+        (tmp_path / colour).mkdir()
+        (tmp_path / colour / "one.jpg").write_bytes(jpeg(colour))
+    part = validation_split(tmp_path, Photos.labels, 3, split=None, names=None).part
+    assert validate(Photos(), part, batch_size=8).metrics.top1 == 1
 
 
 def test_half_precision_models_answer_in_float32() -> None:
@@ -296,148 +281,3 @@ def test_an_error_that_is_not_the_photos_ends_the_stream() -> None:
 
     with pytest.raises(KeyError):
         list(batches(range(10), read, size=2, workers=2))
-
-
-class Background:
-    """Stands in for a compilation in another process."""
-
-    started = 0
-    finished = closed = False
-    kept = True
-    said = ""
-
-    def __init__(self, *_: object) -> None:
-        type(self).started += 1
-
-    def done(self) -> bool:
-        return type(self).finished
-
-    def failure(self) -> str:
-        return type(self).said
-
-    def close(self) -> None:
-        type(self).closed = True
-
-
-@pytest.fixture
-def background(monkeypatch: pytest.MonkeyPatch) -> type[Background]:
-    fresh = type("Fresh", (Background,), {})
-    monkeypatch.setattr(speed_module, "Build", fresh)
-    monkeypatch.setattr(speed_module, "is_cached", lambda *_, **__: fresh.finished and fresh.kept and not fresh.said)
-    monkeypatch.setattr(speed_module, "optimize", lambda *_, **__: lambda x: torch.eye(7)[4].expand(len(x), -1) * 9)
-    return fresh
-
-
-def firsts(predictor: Predictor, count: int) -> list[bool]:
-    """For each of `count` photos, whether the fast stand-in, which always says class 4 and is sure, answered it."""
-    red = jpeg("red")
-    answers = [answer for _, answer in predictor.stream([red] * count)]
-    return [isinstance(a, Prediction) and a.indices[0] == 4 and a.probabilities[0] > 0.99 for a in answers]
-
-
-def test_few_photos_are_answered_by_the_model_itself(tiny: Backbone, background: type[Background]) -> None:
-    assert not any(firsts(Predictor(tiny, transform=small), speed_module.FEW - 1))
-    assert background.started == 0
-
-
-def test_many_photos_take_an_artefact_that_lies_ready(
-    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed_module, "is_cached", lambda *_, **__: True)
-    assert all(firsts(Predictor(tiny, transform=small), speed_module.FEW))
-    assert not any(firsts(Predictor(tiny, transform=small, optimize=False), speed_module.FEW))
-    assert background.started == 0
-
-
-def test_a_long_stream_starts_at_once_and_changes_when_the_compilation_ends(
-    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed_module, "LONG", 0.0)
-    predictor = Predictor(tiny, transform=small, batch_size=4)
-    by_fast = list[bool]()
-    for number, (_, answer) in enumerate(predictor.stream([jpeg("red")] * 48)):
-        assert isinstance(answer, Prediction)
-        by_fast.append(answer.indices[0] == 4 and answer.probabilities[0] > 0.99)
-        background.finished = number >= 20
-    assert background.started == 1
-    assert background.closed
-    assert not any(by_fast[:20])
-    assert all(by_fast[28:])
-    assert all(firsts(predictor, 3))  # it stays
-
-
-def test_a_compilation_that_fails_is_told_and_costs_no_answer(
-    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(speed_module, "LONG", 0.0)
-    background.finished, background.said = True, "no space left"
-    assert not any(firsts(Predictor(tiny, transform=small, batch_size=4), 40))
-    assert background.started == 1
-    assert "goes on in eager mode: no space left" in caplog.text
-
-
-def test_a_compilation_that_is_not_kept_is_not_repeated_here(
-    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(speed_module, "LONG", 0.0)
-    background.finished, background.kept = True, False
-    assert not any(firsts(Predictor(tiny, transform=small, batch_size=4), 40))
-    assert background.started == 1
-    assert "what was compiled is not kept" in caplog.text
-
-
-def test_a_compilation_that_nobody_waits_for_is_ended(
-    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed_module, "LONG", 0.0)
-    stream = Predictor(tiny, transform=small, batch_size=4).stream([jpeg("red")] * 40)
-    next(stream)
-    assert background.started == 1
-    stream.close()
-    assert background.closed
-
-
-def test_closing_waits_for_a_stream_that_is_just_changing(
-    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed_module, "LONG", 0.0)
-    speed = speed_module.Speed(tiny, "f32")
-    assert speed.faster(speed_module.FEW, 1.0) is None
-    closing = threading.Thread(target=speed.close)
-    with speed._turn:
-        closing.start()
-        closing.join(0.1)
-        assert not background.closed
-    closing.join(10)
-    assert background.closed
-
-
-def test_short_work_is_not_worth_a_compilation(tiny: Backbone, background: type[Background]) -> None:
-    start = time.monotonic()
-    firsts(Predictor(tiny, transform=small, batch_size=8), 40)
-    assert time.monotonic() - start > speed_module.LONG or background.started == 0
-
-
-def test_optimised_from_the_first_answer(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[str]()
-
-    def fast(model: Backbone, dtype: str) -> object:
-        asked.append(dtype)
-        return model
-
-    monkeypatch.setattr(predict_module, "make_fast", fast)
-    Predictor(tiny, transform=small, optimize=True)
-    Predictor(tiny, transform=small, optimize=True, exact=True)
-    assert asked == ["auto", "f32"]
-
-
-def test_what_cannot_be_optimised_is_refused(tiny: Backbone) -> None:
-    with pytest.raises(VertebraError, match=r"optimize=True takes a model of vertebra's own, not Optimized"):
-        Predictor(vertebra.optimize(tiny, "eager", "f32"), transform=small, optimize=True)
-
-
-def test_an_optimised_model_predicts_like_its_own(tiny: Backbone) -> None:
-    fast = vertebra.optimize(tiny, "eager", "f32")
-    ours, own = Predictor(fast, transform=small)(jpeg("red")), Predictor(tiny, transform=small)(jpeg("red"))
-    assert ours.indices == own.indices
-    assert ours.probabilities == pytest.approx(own.probabilities, rel=1e-4)

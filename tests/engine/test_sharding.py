@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import vertebra
-from tests.engine.conftest import make_photos, tiny_run
-from tests.engine.test_train import command, environment, equal, free_port, table, tensors
+from tests.engine.conftest import environment, equal, launcher, make_photos, on_two, table, tensors, tiny_run
 from vertebra.data.loader import Batch
 from vertebra.engine import checkpoint, sharding
 from vertebra.engine.config import RunConfig
@@ -27,16 +26,6 @@ from vertebra.spec import VertebraError
 PLAIN = ("augment.mixup=0", "augment.cutmix=0", "augment.re_prob=0", "model.drop_rate=0", "model.drop_path_rate=0")
 SETTINGS = (*PLAIN, "data.batch_size=2", "optim.accumulate=3", "optim.clip_norm=0.5", "model.grad_checkpointing=true")
 """Three validation images, two a step: in the last one, a process has none."""
-
-
-def launcher() -> tuple[str, ...]:
-    return ("-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}")
-
-
-def on_two(config: RunConfig, out: Path) -> None:
-    call = command(config, out, launcher=launcher())
-    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 GRADIENTS = """

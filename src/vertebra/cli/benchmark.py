@@ -49,7 +49,7 @@ def benchmark(
     """
     if as_json and as_csv:
         raise VertebraError("--json and --csv exclude each other; choose one")
-    from vertebra.cli.device import pick_device
+    from vertebra.cli.options import pick_device
     from vertebra.engine import plot as picture
     from vertebra.engine.benchmark import Plan
     from vertebra.engine.benchmark import benchmark as run

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vertebra.cli.device import pick_device
 from vertebra.cli.inputs import expand
+from vertebra.cli.options import exported, pick_device
 from vertebra.cli.text import complain, console, print_json, put, put_name, shown
 from vertebra.spec import VertebraError, WeightsUnavailableError
 
@@ -115,21 +115,14 @@ def classify(
 def _open(
     model: str | None, weights: Path | None, img_size: int | None, options: dict[str, Any], fixed: Mapping[str, object]
 ) -> "Classifier":
-    """A model, or an exported file. `fixed`: options that such a file has no use for, and whether they are given."""
-    from vertebra.export import is_artefact, load
-
-    if model is None or not is_artefact(model):
-        loaded = _load(model, weights, options)
-        if img_size:
-            _resize(loaded, img_size)
-        return loaded
-    fixed = {"--weights": weights, "--img-size": img_size, "--test-pool": options, **fixed}
-    if named := next((option for option, given in fixed.items() if given), None):
-        raise typer.BadParameter(
-            "an exported file has its weights and its size inside, and runs on the CPU as it was compiled",
-            param_hint=f"'{named}'",
-        )
-    return load(model)
+    """A model, or an exported file, for which options are `fixed`."""
+    artefact = exported(model, {"--weights": weights, "--img-size": img_size, "--test-pool": options, **fixed})
+    if artefact is not None:
+        return artefact
+    loaded = _load(model, weights, options)
+    if img_size:
+        _resize(loaded, img_size)
+    return loaded
 
 
 def _resize(model: "Backbone", side: int) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vertebra.cli.device import pick_device
+from vertebra.cli.options import exported, pick_device
 from vertebra.cli.text import complain, console, first_process, print_json, put, shown
 from vertebra.spec import VertebraError
 
@@ -83,11 +83,13 @@ def validate(
 
     `vertebra validate photos.csv --model dla34.onnx --per-class`
     """
-    from vertebra.engine.validate import known_classes, trained, validation_split
+    from vertebra.engine.predict import known_classes
+    from vertebra.engine.validate import trained, validation_split
+    from vertebra.hub.factory import load_model
 
-    loaded, extra = _open(model, weights)
-    if extra and (optimize or backend):
-        raise typer.BadParameter("an exported file runs as it is", param_hint="'--optimize' or '--backend'")
+    fixed = {"--optimize": optimize, "--backend": backend, "--device": device not in (None, "cpu")}
+    artefact = exported(model, {"--weights": weights, **fixed})
+    loaded = artefact or load_model(model, weights=weights)
     known = known_classes(loaded)
     chosen = validation_split(
         data,
@@ -101,8 +103,10 @@ def validate(
     )
     if confusion is not None and chosen.part.classes is not None:
         raise VertebraError("--confusion takes one class a photo, and this model answers each class by itself")
-    extra |= {"optimize": optimize or backend is not None, "backend": backend or "auto", "exact": exact}
-    result = _measure(loaded, chosen.part, {"batch_size": batch_size} | extra, workers, pick_device(device))
+    options: dict[str, Any] = {"batch_size": batch_size, "optimize": optimize or backend is not None, "exact": exact}
+    options["backend"] = backend or "auto"
+    place = pick_device(device) if artefact is None else "cpu"
+    result = _measure(loaded, chosen.part, options, workers, place)
     if first_process():
         labels = known or tuple(f"class {i}" for i in range(loaded.num_classes))
         if confusion is not None:
@@ -112,20 +116,6 @@ def validate(
         _print(labels, chosen, result, per_class=per_class, as_json=as_json)
     if result.skipped:
         raise typer.Exit(1)
-
-
-def _open(model: str, weights: Path | None) -> "tuple[Classifier, dict[str, Any]]":
-    """The classifier, and what `validate` must know of an exported file."""
-    from vertebra.export import is_artefact, load
-    from vertebra.hub.factory import load_model
-
-    if not is_artefact(model):
-        return load_model(model, weights=weights), {}
-    if weights is not None:
-        raise typer.BadParameter("an exported file has its weights inside", param_hint="'--weights'")
-    artefact = load(model)
-    extra: dict[str, Any] = {"transform": artefact.transform}
-    return artefact, extra | ({"batch_size": 1} if artefact.with_preprocess else {})
 
 
 def _measure(
@@ -195,7 +185,7 @@ def _named(split: "Split") -> str:
     """Which images these are, and how many."""
     count = f"{len(split.part):,} images"
     if split.held_out:
-        return f"{split.name} ({count}, as the run shared them out)"
+        return f"{split.name} ({count}, held out by the run)"
     return f"{split.name} ({count}{'; DATA has no val and no test' if split.name == 'all' else ''})"
 
 

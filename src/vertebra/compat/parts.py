@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import vertebra
 from vertebra.data import imagenet1k_labels
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.spec import VertebraError, unknown_name
 
 
 def to_ntuple(n: int) -> Callable[[Any], tuple[Any, ...]]:
@@ -165,10 +165,7 @@ class SelectAdaptivePool2d(nn.Module):
     def __init__(self, output_size: int | tuple[int, int] = 1, pool_type: str = "fast", flatten: bool = False) -> None:
         super().__init__()
         if pool_type not in _POOLS:
-            raise VertebraError(
-                f"unknown pool_type {pool_type!r}{did_you_mean(pool_type, _POOLS)}"
-                f"; allowed: {', '.join(map(repr, _POOLS))}"
-            )
+            raise unknown_name("pool_type", pool_type, _POOLS)
         if pool_type.startswith("fast") and output_size != 1:
             raise VertebraError(f"pool_type {pool_type!r} pools to one pixel; output_size={output_size} needs 'avg'")
         self.output_size = output_size

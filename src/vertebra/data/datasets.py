@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 from vertebra.data.members import Member, list_folder, list_tar, list_zip
 from vertebra.data.tables import Label, check_names, read_table
-from vertebra.spec.errors import VertebraError, did_you_mean
+from vertebra.spec.errors import VertebraError, did_you_mean, unknown_name
 from vertebra.spec.photo import PHOTO
 
 SPLITS = {
@@ -294,7 +294,7 @@ def _split_of_name(stem: str) -> str | None:
 def _split_named(name: str) -> str:
     split = SPLITS.get(name.lower())
     if split is None:
-        raise VertebraError(f"unknown split {name!r}{did_you_mean(name, SPLITS) or '; allowed: train, val, test'}")
+        raise unknown_name("split", name, dict.fromkeys(SPLITS.values()))
     return split
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vertebra.data.draws import dirichlet, uniforms
-from vertebra.spec.errors import VertebraError, did_you_mean
+from vertebra.spec.errors import VertebraError, unknown_name
 
 Mode = Literal["batch", "pair", "elem"]
 Box = tuple[int, int, int, int]
@@ -58,8 +58,7 @@ class Mixup:
         generator: torch.Generator | None = None,
     ) -> None:
         if mode not in _MODES:
-            hint = did_you_mean(mode, _MODES) or f"; allowed: {', '.join(_MODES)}"
-            raise VertebraError(f"unknown mixup mode {mode!r}{hint}")
+            raise unknown_name("mixup mode", mode, _MODES)
         if mixup_alpha < 0 or cutmix_alpha < 0 or not (mixup_alpha or cutmix_alpha or cutmix_minmax):
             raise VertebraError(
                 f"mixup_alpha={mixup_alpha}, cutmix_alpha={cutmix_alpha}: one must be above 0; or leave mixing out"

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F1
 from torchvision.transforms.v2 import functional as kernels
 
-from vertebra.spec.errors import VertebraError, did_you_mean
+from vertebra.spec.errors import VertebraError, unknown_name
 
 F2 = cast("Any", kernels)  # annotated for tensors only, though they take PIL images as well
 
@@ -39,8 +39,7 @@ ENORMOUS = 2**22
 
 def interpolation_mode(name: str) -> InterpolationMode:
     if name not in INTERPOLATIONS:
-        hint = did_you_mean(name, INTERPOLATIONS) or f"; allowed: {', '.join(INTERPOLATIONS)}"
-        raise VertebraError(f"unknown interpolation {name!r}{hint}")
+        raise unknown_name("interpolation", name, INTERPOLATIONS)
     return INTERPOLATIONS[name]
 
 
@@ -236,8 +235,7 @@ class RandomErasing(nn.Module):
     def __init__(self, p: float = 0.5, mode: EraseMode = "const", count: int = 1) -> None:
         super().__init__()
         if mode not in ("const", "rand", "pixel"):
-            hint = did_you_mean(mode, ("const", "rand", "pixel")) or "; allowed: const, rand, pixel"
-            raise VertebraError(f"unknown re_mode {mode!r}{hint}")
+            raise unknown_name("re_mode", mode, ("const", "rand", "pixel"))
         if count < 1:
             raise VertebraError(f"re_count={count}: give at least 1")
         self.p = p

@@ -30,7 +30,7 @@ from vertebra.data.transforms import (
     ToTensor,
     interpolation_mode,
 )
-from vertebra.spec.errors import VertebraError, did_you_mean, unknown_option
+from vertebra.spec.errors import VertebraError, unknown_name
 
 Numbers = float | Sequence[float]
 
@@ -68,7 +68,7 @@ def create_transform(
     dictionary serves both. An option that does not exist raises `UnknownNameError`.
     """
     for name in unknown:
-        raise unknown_option(name, _OPTIONS, where="create_transform")
+        raise unknown_name("option", name, sorted(_OPTIONS), where="create_transform")
     if not is_training:
         return transforms_imagenet_eval(input_size, crop_pct, crop_mode, interpolation, mean, std, normalize)
     if no_aug:
@@ -232,8 +232,7 @@ def _resize_and_crop(
             fill = tuple(round(255 * value) for value in values)
             return [Resize(larger, mode, fit="contain"), CenterCropOrPad(size, fill)]
         case other:
-            hint = did_you_mean(other, CROP_MODES) or f"; allowed: {', '.join(CROP_MODES)}"
-            raise VertebraError(f"unknown crop_mode {other!r}{hint}")
+            raise unknown_name("crop_mode", other, CROP_MODES)
 
 
 def _plain(size: int | tuple[int, int], interpolation: str) -> list[nn.Module]:

@@ -16,7 +16,7 @@ from vertebra.hub.registry import REGISTRY
 from vertebra.runtime import machine
 from vertebra.runtime.backend import DTYPES as TYPES
 from vertebra.runtime.choose import BACKENDS, known, pick_dtype
-from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
+from vertebra.spec import VertebraError, unknown_name
 
 LEAST = 0.02
 """Seconds that one timing takes at least: faster calls are repeated within it."""
@@ -123,8 +123,7 @@ def _check(plan: Plan) -> None:
         known(dtype, TYPES, "dtype")
     for peer in plan.against:
         if peer not in PEERS:
-            hint = did_you_mean(peer, PEERS) or f"; allowed: {', '.join(PEERS)}"
-            raise UnknownNameError(f"unknown peer {peer!r}{hint}")
+            raise unknown_name("peer", peer, PEERS)
     for name, given in (("models", plan.models), ("backends", plan.backends), ("dtypes", plan.dtypes)):
         if not given:
             raise VertebraError(f"no {name} to measure; name at least one")

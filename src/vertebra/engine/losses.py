@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vertebra.data.mix import soft_targets
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.spec import VertebraError, unknown_name
 
 LOSSES = ("cross_entropy", "bce", "focal", "focal_bce")
 Outputs = Tensor | tuple[Tensor, Tensor]
@@ -136,8 +136,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         if kind not in ("hard", "soft"):
-            hint = did_you_mean(kind, ("hard", "soft")) or "; allowed: hard, soft"
-            raise VertebraError(f"unknown distillation {kind!r}{hint}")
+            raise unknown_name("distillation", kind, ("hard", "soft"))
         if not 0 <= alpha <= 1 or tau <= 0:
             raise VertebraError(f"alpha={alpha}, tau={tau}: alpha lies in 0..1, tau is above 0")
         self.base = base
@@ -183,8 +182,7 @@ def create_loss(
 ) -> nn.Module:
     """The loss of that name; an option that the loss does not have must keep its default."""
     if name not in LOSSES:
-        hint = did_you_mean(name, LOSSES) or f"; allowed: {', '.join(LOSSES)}"
-        raise VertebraError(f"unknown loss {name!r}{hint}")
+        raise unknown_name("loss", name, LOSSES)
     if name != "bce" and (target_threshold is not None or sum_classes):
         raise VertebraError(f"loss {name!r} has no target_threshold and no sum_classes: use 'bce', or leave them out")
     if not name.startswith("focal") and gamma != 2.0:

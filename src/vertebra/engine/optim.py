@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from vertebra.engine.optimisers import Lamb, RMSpropTF
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import layer_groups
-from vertebra.spec import VertebraError, did_you_mean, unknown_option
+from vertebra.spec import VertebraError, unknown_name
 
 Group = dict[str, Any]
 
@@ -61,12 +61,11 @@ def create_optimizer(
     `options` are those of the optimiser itself (momentum, betas, eps, ...); one that it does not have raises.
     """
     if name not in OPTIMIZERS:
-        hint = did_you_mean(name, OPTIMIZERS) or f"; allowed: {', '.join(OPTIMIZERS)}"
-        raise VertebraError(f"unknown optimizer {name!r}{hint}")
+        raise unknown_name("optimizer", name, OPTIMIZERS)
     kind, implied, allowed = OPTIMIZERS[name]
     for option in options:
         if option not in allowed:
-            raise unknown_option(option, allowed, where=f"optimizer {name!r}")
+            raise unknown_name("option", option, sorted(allowed), where=f"optimizer {name!r}")
     if lr <= 0 or weight_decay < 0:
         raise VertebraError(f"lr={lr}, weight_decay={weight_decay}: lr is above 0, weight_decay at least 0")
     groups = (

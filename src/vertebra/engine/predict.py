@@ -212,11 +212,15 @@ def _default_transform(config: dict[str, Any] | None) -> Transform:
     return create_transform(**(config or {}), is_training=False)
 
 
+def known_classes(model: Classifier) -> tuple[str, ...] | None:
+    """What a model or an exported file calls its classes."""
+    own: Sequence[str] | None = getattr(model, "labels", None)
+    return tuple(own) if own is not None else labels_for(model.num_classes, model.pretrained_cfg)
+
+
 def _class_names(model: Classifier, labels: Sequence[str] | None) -> tuple[str, ...]:
-    labels = getattr(model, "labels", None) if labels is None else labels
     if labels is None:
-        known = labels_for(model.num_classes, model.pretrained_cfg)
-        return known or tuple(f"class {i}" for i in range(model.num_classes))
+        return known_classes(model) or tuple(f"class {i}" for i in range(model.num_classes))
     if len(labels) != model.num_classes:
         raise VertebraError(f"{len(labels)} labels for a model of {model.num_classes} classes; give one a class")
     return tuple(labels)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from torch.optim import Optimizer
 
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.spec import VertebraError, unknown_name
 
 Kind = Literal["cosine", "step", "multistep", "poly", "plateau", "constant", "one_cycle"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -64,8 +64,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            hint = did_you_mean(self.kind, KINDS) or f"; allowed: {', '.join(KINDS)}"
-            raise VertebraError(f"unknown schedule {self.kind!r}{hint}")
+            raise unknown_name("schedule", self.kind, KINDS)
         for name in ("lr", "total", "decay_steps", "cycle_mul", "cycle_limit", "k_decay"):
             if getattr(self, name) <= 0:
                 raise VertebraError(f"schedule {self.kind!r}: {name}={getattr(self, name)}; give a number above 0")

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vertebra.data import create_transform, labels_for, resolve_model_data_config
+from vertebra.data import create_transform, resolve_model_data_config
 from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset, with_validation
 from vertebra.engine import multilabel
 from vertebra.engine.config import RunConfig
@@ -167,12 +167,6 @@ def over_processes(device: str) -> Generator[str]:
         torch.distributed.destroy_process_group()
 
 
-def known_classes(model: Classifier) -> tuple[str, ...] | None:
-    """What a model or an exported file calls its classes."""
-    own: Sequence[str] | None = getattr(model, "labels", None)
-    return tuple(own) if own is not None else labels_for(model.num_classes, model.pretrained_cfg)
-
-
 def validate(
     model: Classifier,
     part: Part,
@@ -190,13 +184,16 @@ def validate(
 
     Where the part holds any number of classes an image, each class's answer is measured by itself.
 
+    `transform` defaults to the model's own, else to what its checkpoint says. A file that was exported with its
+    preprocessing inside is asked about one photo at a time, because they are of any size.
     `exact` decodes every pixel; `optimize` compiles the model first, by `backend`. `seen` is told the number of images
     so far, of this process. Processes (`over_processes`) share the split out, `batch_size` images each at once.
     """
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     size, rank = (torch.distributed.get_world_size(), torch.distributed.get_rank()) if several else (1, 0)
-    config = cast("dict[str, Any]", resolve_model_data_config(model))
-    transform = transform or create_transform(**config, is_training=False)
+    own: Transform | None = getattr(model, "transform", None)
+    transform = transform or own or _published(model)
+    batch_size = 1 if getattr(model, "with_preprocess", False) else batch_size
     loader, finish = eval_loader(
         part, transform, batch_size=batch_size * size, workers=workers, size=size, rank=rank, exact=exact
     )
@@ -219,3 +216,8 @@ def validate(
         return worth(forward, loader.epoch(0), model.num_classes, prepare=finish, device=device)
     finally:
         loader.close()
+
+
+def _published(model: Classifier) -> Transform:
+    config = cast("dict[str, Any]", resolve_model_data_config(model))
+    return create_transform(**config, is_training=False)

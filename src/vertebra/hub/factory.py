@@ -27,7 +27,7 @@ from vertebra.spec import (
     Weights,
     WeightsError,
     WeightsUnavailableError,
-    unknown_option,
+    unknown_name,
 )
 
 _FEATURE_OPTIONS = ("output_fmt", "norm")
@@ -109,7 +109,9 @@ def make_config(arch: str, variant: Variant, options: Mapping[str, Any]) -> Mode
     allowed = {f.name for f in fields(variant.config)}
     for option in options:
         if option not in allowed:
-            raise unknown_option(option, allowed | {"features_only", "out_indices", "device", "dtype"}, where=arch)
+            raise unknown_name(
+                "option", option, sorted(allowed | {"features_only", "out_indices", "device", "dtype"}), where=arch
+            )
     return replace(variant.config, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from vertebra.hub.factory import create_model
 from vertebra.hub.pretrained import PretrainedCfg, from_row
 from vertebra.hub.registry import REGISTRY
-from vertebra.spec import UnknownNameError, did_you_mean
+from vertebra.spec import UnknownNameError, unknown_name
 
 Patterns = str | Iterable[str]
 
@@ -36,8 +36,7 @@ def _families(modules: Patterns) -> list[str]:
     names = [MODULE_ALIASES.get(name, name) for name in _patterns(modules)]
     for name in names:
         if name not in known:
-            hint = did_you_mean(name, known) or f"; allowed: {', '.join(known)}"
-            raise UnknownNameError(f"unknown module {name!r}{hint}")
+            raise unknown_name("module", name, known)
     return names
 
 

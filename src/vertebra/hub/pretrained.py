@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vertebra.hub.state import read_header
-from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Weights, unknown_option
+from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Weights, unknown_name
 
 METADATA_KEY = "vertebra"
 """Where a safetensors file of ours carries its record: the JSON that a folder's config.json would hold."""
@@ -116,5 +116,5 @@ def overlay(cfg: PretrainedCfg, changes: Mapping[str, Any], *, where: str) -> Pr
     names = {f.name for f in fields(PretrainedCfg)}
     for key in changes:
         if key not in names:
-            raise unknown_option(key, names, where=where)
+            raise unknown_name("option", key, sorted(names), where=where)
     return replace(cfg, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.spec import unknown_name
 
 PoolType = Literal["", "avg", "max", "avgmax", "catavgmax"]
 POOL_TYPES: tuple[str, ...] = get_args(PoolType)
@@ -18,10 +18,7 @@ class GlobalPool(nn.Module):
     def __init__(self, pool_type: str = "avg") -> None:
         super().__init__()
         if pool_type not in POOL_TYPES:
-            raise VertebraError(
-                f"unknown global_pool {pool_type!r} for a feature map{did_you_mean(pool_type, POOL_TYPES)}"
-                f"; allowed: {', '.join(map(repr, POOL_TYPES))}"
-            )
+            raise unknown_name("global_pool", pool_type, POOL_TYPES, where="a feature map")
         self.pool_type = pool_type
 
     @property

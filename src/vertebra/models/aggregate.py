@@ -7,7 +7,7 @@ from vertebra.layers.aggregation import AGGREGATIONS
 from vertebra.layers.fused import in_format_of
 from vertebra.models.backbone import Backbone
 from vertebra.models.features import FeatureExtractor
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.spec import VertebraError, unknown_name
 
 
 class AggregatedBackbone(nn.Module):
@@ -16,9 +16,7 @@ class AggregatedBackbone(nn.Module):
     def __init__(self, backbone: Backbone, kind: str, out_stride: int, channels: int) -> None:
         super().__init__()
         if kind not in AGGREGATIONS:
-            raise VertebraError(
-                f"unknown aggregation {kind!r}{did_you_mean(kind, AGGREGATIONS)}; allowed: 'ida', 'hda'"
-            )
+            raise unknown_name("aggregation", kind, AGGREGATIONS)
         if channels < 1 or out_stride < 1:
             raise VertebraError(f"channels={channels} and out_stride={out_stride} must be at least 1")
         chosen = _stages(backbone, out_stride)

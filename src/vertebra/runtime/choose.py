@@ -16,7 +16,7 @@ from vertebra.runtime.eager import Eager
 from vertebra.runtime.inductor import Inductor
 from vertebra.runtime.onnxruntime import OnnxRuntime
 from vertebra.runtime.openvino import OpenVino
-from vertebra.spec import UnknownNameError, did_you_mean
+from vertebra.spec import unknown_name
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Inductor(), OpenVino(), OnnxRuntime())}
 _ORDER = {
@@ -38,8 +38,7 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 def known(name: str, allowed: Mapping[str, object], what: str) -> None:
     """Raise `UnknownNameError` where `name` is neither 'auto' nor among `allowed`."""
     if name != "auto" and name not in allowed:
-        hint = did_you_mean(name, ("auto", *allowed)) or f"; allowed: auto, {', '.join(allowed)}"
-        raise UnknownNameError(f"unknown {what} {name!r}{hint}")
+        raise unknown_name(what, name, ("auto", *allowed))
 
 
 def pick_backend(backend: str, dtype: str, device: torch.device, remembered: str | None) -> Backend:

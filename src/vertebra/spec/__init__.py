@@ -6,7 +6,7 @@ from vertebra.spec.errors import (
     WeightsError,
     WeightsUnavailableError,
     did_you_mean,
-    unknown_option,
+    unknown_name,
 )
 from vertebra.spec.family import Family, ModelConfig, State, Variant, keep
 from vertebra.spec.photo import PHOTO
@@ -35,5 +35,5 @@ __all__ = [
     "WeightsUnavailableError",
     "did_you_mean",
     "keep",
-    "unknown_option",
+    "unknown_name",
 ]

@@ -28,8 +28,9 @@ def did_you_mean(name: str, allowed: Iterable[str], *, limit: int = 3) -> str:
     return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
 
 
-def unknown_option(option: str, allowed: Iterable[str], *, where: str) -> UnknownNameError:
-    """The error for an option nobody declared: it names the closest one, or lists them all."""
-    names = sorted(allowed)
-    hint = did_you_mean(option, names) or f"; allowed: {', '.join(names)}"
-    return UnknownNameError(f"unknown option {option!r} for {where}{hint}")
+def unknown_name(what: str, name: str, allowed: Iterable[str], *, where: str = "") -> UnknownNameError:
+    """The error for a name nobody declared: it names the closest one, or lists them all."""
+    names = list(allowed)
+    listed = ", ".join(each or repr(each) for each in names)
+    place = f" for {where}" if where else ""
+    return UnknownNameError(f"unknown {what} {name!r}{place}{did_you_mean(name, names) or f'; allowed: {listed}'}")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vertebra.data.augment import kernels
 from vertebra.data.augment.kernels import Colour, Pixels, Resampling
-from vertebra.spec.errors import VertebraError, did_you_mean
+from vertebra.spec.errors import VertebraError, unknown_name
 
 _NORMAL = NormalDist()
 
@@ -138,8 +138,7 @@ class Op:
 
     def __post_init__(self) -> None:
         if self.name not in ARGUMENTS:
-            hint = did_you_mean(self.name, ARGUMENTS) or f"; allowed: {', '.join(ARGUMENTS)}"
-            raise VertebraError(f"unknown augmentation {self.name!r}{hint}")
+            raise unknown_name("augmentation", self.name, ARGUMENTS)
 
     def level(self, chance: float) -> float:
         """The level that a uniform number in 0..1 stands for."""

@@ -8,7 +8,7 @@ from inspect import cleandoc
 from types import ModuleType
 
 from vertebra.engine.config import RunConfig
-from vertebra.spec import UnknownNameError, did_you_mean
+from vertebra.spec import unknown_name
 
 RECIPES = ("finetune", "linear-probe", "small", "dla", "ra", "deit", "deit-distilled", "deit3", "dpn")
 """By name, those for one's own data first."""
@@ -27,6 +27,5 @@ def about(name: str) -> str:
 
 def _module(name: str) -> ModuleType:
     if name not in RECIPES:
-        hint = did_you_mean(name, RECIPES) or f"; allowed: {', '.join(RECIPES)}"
-        raise UnknownNameError(f"unknown recipe {name!r}{hint}")
+        raise unknown_name("recipe", name, RECIPES)
     return import_module(f"vertebra.engine.recipes.{name.replace('-', '_')}")

@@ -20,7 +20,7 @@ from vertebra.layers.mlp import Mlp
 from vertebra.layers.patch_embed import PatchEmbed, resample_positions
 from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
 from vertebra.models.vit.config import VitConfig
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.spec import VertebraError, unknown_name
 
 TOKEN_POOLS = ("", "token", "avg", "max", "avgmax", "map")
 NORM_EPS = 1e-6
@@ -99,10 +99,7 @@ class VisionTransformer(Backbone):
     def _set_pool(self, global_pool: str) -> None:
         """Poolings over the patches normalise after pooling (`fc_norm`), the others before (`norm`)."""
         if global_pool not in TOKEN_POOLS:
-            hint = did_you_mean(global_pool, TOKEN_POOLS)
-            raise VertebraError(
-                f"unknown global_pool {global_pool!r} for tokens{hint}; allowed: {', '.join(TOKEN_POOLS[1:])}, ''"
-            )
+            raise unknown_name("global_pool", global_pool, TOKEN_POOLS, where="tokens")
         self.global_pool = global_pool
         after, dim = global_pool in ("avg", "max", "avgmax"), self.embed_dim
         moved = getattr(self, "fc_norm", None) if isinstance(self.norm, nn.Identity) else self.norm

@@ -1,0 +1,192 @@
+"""Runs that survive: killed, interrupted, spoiled by a bad image or a bad number."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.engine.conftest import (
+    command,
+    environment,
+    equal,
+    make_photos,
+    table,
+    tensors,
+    tiny_run,
+    wait_for,
+)
+from vertebra.engine import checkpoint, losses
+from vertebra.engine import train as module
+from vertebra.engine.checkpoint import CheckpointError
+from vertebra.engine.settings import with_settings
+from vertebra.engine.setup import Run
+from vertebra.engine.state import State
+from vertebra.engine.train import InterruptedRunError, NotFiniteError, train
+from vertebra.spec import VertebraError
+
+
+def test_killed_in_the_middle_of_an_epoch_it_goes_on_to_the_same_weights(
+    finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    config = with_settings(tiny_run(photos), ["data.workers=2", "save_every=0"])
+    call, out = command(config, tmp_path / "killed"), tmp_path / "killed"
+    for update in (2, 6):  # of 4 an epoch
+        process = subprocess.Popen(
+            call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        wait_for(lambda update=update: checkpoint.all_in(out) and _step(out) >= update, process)
+        os.killpg(process.pid, signal.SIGKILL)  # the workers, too
+        process.communicate()
+        assert _step(out) < 8
+        halves = ("checkpoints/.step-000000009.pt.1", ".metrics.csv.1", ".report.html.1")
+        for half in (*halves, ".model.safetensors.1-2/.tmpAbCdEf"):
+            (out / half).parent.mkdir(exist_ok=True)
+            (out / half).write_bytes(b"half")
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not [*out.glob(".*"), *(out / "checkpoints").glob(".*")]
+    ours, theirs = (checkpoint.all_in(folder)[-1] for folder in (out, finished))
+    assert ours.name == theirs.name == "step-000000008.pt"
+    assert equal(tensors(ours), tensors(theirs))
+    assert equal(load_file(out / "model.safetensors"), load_file(finished / "model.safetensors"))
+    timed = {"images_per_s": ""}
+    assert [row | timed for row in table(out)] == [row | timed for row in table(finished)]
+
+
+def _step(out: Path) -> int:
+    return int(checkpoint.all_in(out)[-1].stem.removeprefix("step-"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(
+    number: signal.Signals, finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    config = with_settings(tiny_run(photos), ["data.workers=1", "save_every=0"])
+    call, out = command(config, tmp_path / "run"), tmp_path / "run"
+    process = subprocess.Popen(
+        call, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for(lambda: checkpoint.all_in(out) and _step(out) >= 1, process)
+    os.killpg(process.pid, number)  # as a terminal, or a scheduler, does: the workers, too
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"interrupted: stopped in epoch {1 + (_step(out) - 1) // 4}, step " in said
+    assert "Traceback" not in said
+    train(config, out, resume=True)
+    assert equal(tensors(checkpoint.all_in(out)[-1]), tensors(checkpoint.all_in(finished)[-1]))
+
+
+def test_an_interrupt_in_this_process_is_an_error_of_its_own(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module._update
+
+    def update(*args: Any) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    ended: list[int] = []
+    monkeypatch.setattr(module, "_update", update)
+    monkeypatch.setattr(Accelerator, "end_training", lambda _: ended.append(1))
+    with pytest.raises(InterruptedRunError, match="stopped in epoch 1"):
+        train(tiny_run(photos), tmp_path / "run")
+    assert len(ended) == 1  # trackers have sent what they hold
+    assert checkpoint.load_latest(tmp_path / "run")["step"] == 1
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, photos: Path) -> None:
+    with pytest.raises(VertebraError, match="already holds a run; go on with it"):
+        train(tiny_run(photos), finished)
+
+
+def test_other_data_or_settings_are_refused(finished: Path, photos: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"optim.lr: 0.001, now 0.1"):
+        train(tiny_run(photos, "optim.lr=0.1"), out, resume=True)
+    other = shutil.copytree(photos, tmp_path / "photos")
+    (other / "class0" / "00.png").unlink()
+    with pytest.raises(CheckpointError, match=r"over other data \(split train: 33 images, now 32"):
+        train(tiny_run(other), out, resume=True)
+
+
+def test_a_corrupt_image_is_named_counted_and_left_out(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos")
+    for name in ("03", "05"):
+        (photos / "class1" / f"{name}.png").write_bytes(b"\x89PNG no image")
+    done = train(tiny_run(photos, "data.val_share=0.05", "epochs=1"), tmp_path / "run")
+    bad = {why.split(": ")[0].rsplit("/", 1)[1] for why in done.skipped.values()}
+    assert bad <= {"03.png", "05.png"}
+    row = table(tmp_path / "run")[0]
+    assert int(row["skipped"]) == len(done.skipped) >= 1
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[int]:
+    """Make the loss nan in the calls of these numbers."""
+    calls: list[int] = []
+    original = losses.CrossEntropy.forward
+
+    def forward(self: losses.CrossEntropy, logits: Tensor, target: Tensor) -> Tensor:
+        calls.append(len(calls))
+        return original(self, logits, target) * (float("nan") if calls[-1] in bad_calls else 1.0)
+
+    monkeypatch.setattr(losses.CrossEntropy, "forward", forward)
+    return calls
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {5})
+    with pytest.raises(
+        NotFiniteError, match=r"in epoch 2, step 2 \(images .*class.*png.*lower optim.lr.*step-000000004"
+    ):
+        train(tiny_run(photos), tmp_path / "run")
+    weights = checkpoint.load_latest(tmp_path / "run")["model"]
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_weights_that_are_no_numbers_supersede_no_checkpoint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module._update
+
+    def update(run: Run, state: State, group: list[Any]) -> Tensor:
+        totals = original(run, state, group)
+        if state.updates == 7:  # the last one: its own loss is fine, and none comes after it
+            next(run.model.parameters()).data.view(-1)[0] = float("nan")
+        return totals
+
+    monkeypatch.setattr(module, "_update", update)
+    said = r"the weights are no finite numbers after epoch 2, step 4 \(images .*lower optim.lr.*step-000000004"
+    with pytest.raises(NotFiniteError, match=said):
+        train(tiny_run(photos), tmp_path / "run")
+    saved = checkpoint.load_latest(tmp_path / "run")
+    assert all(value.isfinite().all() for value in saved["model"].values())
+    assert len(table(tmp_path / "run")) == 1
+
+
+def test_rolling_back_leaves_the_step_out_and_finishes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = spoil(monkeypatch, {5})
+    train(tiny_run(photos, "stop.on_nan=rollback"), tmp_path / "run")
+    assert len(calls) == 4 + 2 + 3
+    saved = checkpoint.load_latest(tmp_path / "run")
+    assert saved["state"]["left_out"] == [(1, 1)]
+    assert saved["step"] == 8
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+def test_too_many_rollbacks_stop_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, set(range(5, 99)))
+    with pytest.raises(NotFiniteError, match="after 1 rollbacks"):
+        train(tiny_run(photos, "stop.on_nan=rollback", "stop.rollbacks=1"), tmp_path / "run")
