@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import vertebra
 from vertebra.cli import app
-from vertebra.cli.device import pick_device
+from vertebra.cli.options import pick_device
 from vertebra.data.eval_reader import EvalReader
 from vertebra.engine import predict, reading
 from vertebra.engine.benchmark import Row
@@ -102,6 +102,22 @@ def test_one_that_cannot_run_is_named_and_the_others_are_shown(limits: None) -> 
     assert len(result.stdout.splitlines()) == 8
 
 
+def test_ctrl_c_shows_what_was_measured(limits: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("vertebra.engine.benchmark")
+    row = Row(ARCH, "vertebra", "eager", "f32", 1, False, seconds=0.5)
+
+    def contest(_: object, model: str, batch: int, limits: object) -> list[Row]:
+        if batch == 2:
+            raise KeyboardInterrupt
+        return [row]
+
+    monkeypatch.setattr(module, "_contest", contest)
+    result = run("benchmark", ARCH, *QUICK, "--batch", "1,2", "--json")
+    assert result.exit_code == 130
+    assert result.stderr == "vertebra: interrupted\n"
+    assert json.loads(result.stdout.splitlines()[1])["seconds"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
@@ -111,10 +127,10 @@ def test_one_that_cannot_run_is_named_and_the_others_are_shown(limits: None) -> 
         ((ARCH, "--against", "keras"), 2, "allowed: timm, torchvision"),
         ((ARCH, "--rounds", "0"), 2, "--rounds"),
         ((ARCH, "--device", "gpu"), 2, "'gpu' cannot be used"),
-        ((ARCH, "--batch", "0"), 1, "give whole numbers from 1 on"),
-        ((ARCH, "--batch", "1;8"), 1, "give whole numbers, as 1,8"),
-        ((ARCH, "--json", "--csv"), 1, "choose one"),
-        ((ARCH, "--plot", "a.gif"), 1, "ends in .png, .svg, .pdf"),
+        ((ARCH, "--batch", "0"), 2, "'--batch': '0': give whole numbers from 1 on, as 1,8"),
+        ((ARCH, "--batch", "1;8"), 2, "'--batch': '1;8': give whole numbers from 1 on, as 1,8"),
+        ((ARCH, "--json", "--csv"), 2, "choose one"),
+        ((ARCH, "--plot", "a.gif"), 2, "ends in .png, .svg, .pdf"),
     ],
 )
 def test_wrong_usage_is_one_line_before_anything_is_measured(args: tuple[str, ...], status: int, message: str) -> None:

@@ -87,6 +87,52 @@ def test_who_cannot_run_does_not_end_the_contest(plan: Plan, named: str) -> None
     assert any(row.seconds for row in rows)
 
 
+def test_a_model_that_does_not_take_the_size_leaves_the_others_theirs() -> None:
+    vit, cnn = benchmark(replace(PLAN, models=("deit_tiny_patch16_224", ARCH), img_size=40)).rows
+    assert "40" in vit.error
+    assert vit.seconds is None
+    assert (cnn.error, cnn.ratio) == ("", 1)
+
+
+def test_images_for_which_there_is_no_memory_are_an_error_of_their_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    randn = torch.randn
+
+    def limited(count: int, *size: int, **options: Any) -> torch.Tensor:
+        if count == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return randn(count, *size, **options)
+
+    monkeypatch.setattr(torch, "randn", limited)
+    plan = replace(PLAN, batches=(1, 2), dtypes=("f32", "int8"))
+    one, no_int8, *two = benchmark(plan).rows
+    assert one.seconds
+    assert "no int8 in eager mode" in no_int8.error
+    assert [row.error for row in two] == ["DefaultCPUAllocator: can't allocate memory"] * 2
+
+
+def test_what_fails_at_last_leaves_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "peak_memory", fail)
+    (row,) = benchmark(replace(PLAN, memory=True)).rows
+    assert (row.ratio, row.peak_memory, row.error) == (1, None, "MemoryError")
+
+
+def test_ctrl_c_ends_it_with_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(row: Row) -> None:
+        if row.batch == 2:
+            raise KeyboardInterrupt
+
+    result = benchmark(replace(PLAN, batches=(1, 2, 3)), stop)
+    assert result.interrupted
+    assert [row.batch for row in result.rows] == [1, 2]
+    assert all(row.seconds for row in result.rows)
+    monkeypatch.setattr(module, "_contest", lambda *_: stop(result.rows[1]))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(PLAN)
+
+
 def test_a_peer_that_is_not_installed_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ModuleNotFoundError(name)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,6 +134,16 @@ def test_short_work_is_not_worth_a_compilation(tiny: Backbone, background: type[
     start = time.monotonic()
     firsts(Predictor(tiny, transform=small, batch_size=8), 40)
     assert time.monotonic() - start > speed_module.LONG or background.started == 0
+
+
+def test_what_the_first_batch_took_to_read_is_not_taken_for_a_photos_time(
+    tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five seconds of reading come before the first answer: they are not five a photo."""
+    times = iter([0.0, 5.0])
+    monkeypatch.setattr(predict_module, "time", SimpleNamespace(monotonic=lambda: next(times, 10.0)))
+    firsts(Predictor(tiny, transform=small, batch_size=16), 40)
+    assert background.started == 0
 
 
 def test_optimised_from_the_first_answer(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,13 @@ def test_photos_are_decoded_one_at_a_time_and_no_more_than_needed(
     assert max(most) <= 2
 
 
+def test_photos_are_small_where_whole_batches_of_them_are_compared(vit: Backbone) -> None:
+    photos = [Image.new("RGB", size) for size in ((3000, 1500), (40, 50), (6000, 3))]
+    cases = write._photo_cases(vit, Options("onnx", "f32", False, True, None), photos)
+    assert [tuple(raw.shape) for raw, _ in cases] == [(1, 320, 640, 3), (3, 50, 40, 3), (8, 1, 640, 3)]
+    assert photos[0].size == (3000, 1500)
+
+
 def test_onnx_runtime_uses_as_many_threads_as_torch(onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[int]()
 
@@ -198,6 +205,14 @@ def test_pt2_in_bf16_of_a_fixed_batch_leaves_the_model_as_it_was(vit: Backbone, 
     more = torch.randn(5, 3, 32, 32)  # in runs of two, the last one filled
     assert torch.equal(file(more), torch.cat([file(more[:2]), file(more[2:4]), file(more[3:])[1:]]))
     assert torch.equal(file(more[:4]), file(more)[:4])
+
+
+def test_pt2_of_a_vit_takes_several_sizes(vit: Backbone, tmp_path: Path) -> None:
+    done = export_model(vit, tmp_path / "vit.pt2", dynamic_size=True)
+    assert [case.shape for case in done.cases] == [(1, 3, 32, 32), (3, 3, 32, 32), (8, 3, 32, 32), (1, 3, 48, 64)]
+    image = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(load(done.out)(image), vit(image), atol=1e-4)
 
 
 def test_aoti(vit: Backbone, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vertebra.models.backbone import Backbone
 from vertebra.runtime import machine
 from vertebra.runtime.backend import BackendError
 from vertebra.runtime.int8 import LEAST_SAMPLES
+from vertebra.runtime.optimize import SIZES
 from vertebra.spec import VertebraError
 
 CPU = torch.device("cpu")
@@ -39,11 +40,22 @@ def test_every_backend_takes_every_batch_and_refuses_what_the_model_refuses(
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_one_compiled_cnn_takes_every_size(cnn: Backbone, backend: str, kept: Path) -> None:
+def test_one_compiled_cnn_takes_every_size(
+    cnn: Backbone, backend: str, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fast = vertebra.optimize(cnn, backend, "f32", cache_dir=kept)
-    for size in ((64, 64), (96, 64), (65, 103), (64, 224), (128, 32), (40, 40)):
+    eager, compared = fast._maker.eager, set[tuple[int, ...]]()
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        compared.add(tuple(x.shape[2:]))
+        return eager(x)
+
+    monkeypatch.setattr(fast._maker, "eager", watched)
+    sizes = [(64, 64), (96, 64), (65, 103), (64, 224), (128, 32), (40, 40), (72, 56)]
+    for size in sizes:
         image = torch.randn(2, 3, *size)
         assert torch.allclose(fast(image), cnn(image), atol=1e-4), size
+    assert compared == set(sizes[1 : 1 + SIZES])  # and no other was left to eager mode
 
 
 def test_threads_share_one_model(vit: Backbone, kept: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from vertebra.models.backbone import Backbone
 from vertebra.runtime import choose
 from vertebra.runtime.backend import BackendError, Job
 from vertebra.runtime.background import Build
-from vertebra.runtime.optimize import SIZES, is_cached
+from vertebra.runtime.optimize import SIZES, Recipe, _Maker, is_cached
 from vertebra.runtime.verify import VerificationError
 from vertebra.spec import VertebraError
 
@@ -124,6 +125,72 @@ def test_other_sizes_are_compared_when_they_first_come(cnn: Backbone, fake: Fake
     fast._program._alter = lambda y: -y
     with pytest.raises(VerificationError, match="at 96x128 pixels"):
         fast(torch.randn(1, 3, 96, 128))
+
+
+def test_a_program_of_every_size_answers_at_more_than_it_is_compared_at(
+    cnn: Backbone, fake: Fake, tmp_path: Path
+) -> None:
+    fast = vertebra.optimize(cnn, "fake", "f32", cache_dir=tmp_path)
+    for number in range(1, 1 + SIZES):
+        fast(torch.randn(1, 3, 64 + 32 * number, 64))
+    image = torch.randn(1, 3, 64, 96)
+    fast._program._alter = lambda y: y + 1
+    assert torch.allclose(fast(image), cnn(image) + 1, atol=1e-5)
+
+    def refuse(_: Tensor) -> Tensor:
+        raise RuntimeError("no kernel for this size")
+
+    fast._program._alter = refuse
+    assert torch.allclose(fast(image), cnn(image), atol=1e-5)
+
+
+def test_a_size_whose_program_answers_otherwise_is_compiled_once(
+    resizable: Backbone, fake: Fake, tmp_path: Path
+) -> None:
+    fake.any_size = False
+    fast = vertebra.optimize(resizable, "fake", "f32", cache_dir=tmp_path)
+    fake.alter = lambda y: -y
+    image = torch.randn(1, 3, 48, 32)
+    fast(image)
+    for _ in range(3):
+        with pytest.raises(VerificationError, match="fake f32 does not answer as eager f32"):
+            fast(image)
+    assert fake.built == [(32, 32), (48, 32)]
+
+
+def test_eager_mode_answers_nothing_while_the_model_trains(cnn: Backbone, tmp_path: Path) -> None:
+    fast, image = vertebra.optimize(cnn, "eager", "f32", cache_dir=tmp_path), torch.randn(2, 3, 64, 64)
+    norm = next(module for module in cnn.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    answer, mean = fast(image), norm.running_mean.clone()
+    for module in (cnn, norm):
+        module.train()
+        with pytest.raises(VertebraError, match=r"in training mode.*call its eval\(\)"):
+            fast(image)
+        cnn.eval()
+    assert torch.equal(norm.running_mean, mean)
+    assert torch.allclose(fast(image), answer)
+
+
+def test_int8_samples_are_told_apart_by_their_bytes_without_a_copy(vit: Backbone, fake: Fake, tmp_path: Path) -> None:
+    def maker(sample: Tensor) -> _Maker:
+        made = _Maker(vit, Recipe(dtype="int8", sample=sample, cache_dir=str(tmp_path)))
+        made._hash = "of the weights"
+        return made
+
+    def entry(sample: Tensor) -> Path:
+        return maker(sample).entry(fake, maker(sample).job((32, 32)))
+
+    sample = torch.randn(256, 3, 32, 32)
+    first = entry(sample)
+    assert entry(sample.to(memory_format=torch.channels_last)) == first
+    assert entry(sample + 1e-3) != first
+    made = maker(sample)
+    job = made.job((32, 32))
+    tracemalloc.start()
+    made.entry(fake, job)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < sample.nbytes / 2
 
 
 def test_eager_mode_runs_once_where_nothing_is_compiled(resizable: Backbone, fake: Fake, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import vertebra
 from tests.runtime.conftest import Fake
 from vertebra.cli import app
-from vertebra.runtime import buckets, cache, choose, interpreter, machine
+from vertebra.runtime import buckets, cache, choose, inductor, interpreter, machine
 from vertebra.runtime.backend import BackendError
 from vertebra.runtime.compare import compare
 from vertebra.runtime.graph import quiet
 from vertebra.runtime.int8 import _undrawn
 from vertebra.runtime.verify import BOUNDS, VerificationError, check, made_up_images
+from vertebra.spec import VertebraError
 
 CPU = torch.device("cpu")
 
@@ -96,6 +99,19 @@ def test_what_was_wanted_longest_ago_goes_first(tmp_path: Path, monkeypatch: pyt
     assert sorted(e.name for e in tmp_path.iterdir()) == ["a", "c", "d"]
 
 
+@pytest.mark.parametrize("given", ["20GB", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_number_is_told_before_anything_is_compiled(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERTEBRA_CACHE_GB", given)
+    message = f"VERTEBRA_CACHE_GB='{given}': give a number of gigabytes"
+    with pytest.raises(VertebraError, match=message), cache.building(tmp_path / "a"):
+        pytest.fail("something was compiled")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("VERTEBRA_CACHE_GB", "")
+    assert cache.limit() == 20e9
+
+
 def test_what_is_half_made_for_a_day_goes_and_what_is_being_made_stays(tmp_path: Path) -> None:
     for name in ("old", "new"):
         (tmp_path / f".building-1-{name}").mkdir()
@@ -138,6 +154,60 @@ def test_silence_is_for_the_exporters_alone(capsys: pytest.CaptureFixture[str]) 
         rich.print("a bar")
     rich.print("afterwards")
     assert capsys.readouterr().out == "of another thread\nafterwards\n"
+
+
+class Traced:
+    """A stream or a tensor of a GPU's that is not there; it notes what is asked of it."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def detach(self) -> Traced:
+        return self
+
+    def record_event(self) -> str:
+        self.notes.append(f"{self.name} marks its place")
+        return self.name
+
+    def wait_event(self, event: str) -> None:
+        self.notes.append(f"{self.name} waits for {event}")
+
+    def record_stream(self, stream: Traced) -> None:
+        self.notes.append(f"{self.name} kept for {stream.name}")
+
+
+def test_a_gpu_program_runs_between_what_its_caller_does_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = list[str]()
+    streams = {threading.get_ident(): Traced("caller", notes)}
+
+    def run(_: object, x: Traced, largest: int) -> Traced:
+        notes.append("computed")
+        return Traced("answer", notes)
+
+    own = Traced("own", notes)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams.get(threading.get_ident(), own))
+    monkeypatch.setattr(buckets, "run", run)
+    program: Any = inductor.GraphProgram(torch.nn.Identity(), torch.float32, Path())
+    assert program(Traced("images", notes)).name == "answer"
+    assert notes == [
+        "caller marks its place",
+        "own waits for caller",
+        "images kept for own",
+        "computed",
+        "own marks its place",
+        "caller waits for own",
+        "answer kept for caller",
+    ]
+
+
+def test_int8_on_a_gpu_is_for_models_that_work_with_linear_layers() -> None:
+    inductor.check_quantisable(vertebra.create_model("deit_tiny_distilled_patch16_224", device="meta"))
+    for arch in ("dla46_c", "dpn68", "regnetx_002", "cspresnet50"):
+        with pytest.raises(BackendError, match="this model has none besides its classifier; use dtype='bf16'"):
+            inductor.check_quantisable(vertebra.create_model(arch, device="meta"))
 
 
 def test_two_threads_that_want_silence_leave_warnings_as_they_were() -> None:

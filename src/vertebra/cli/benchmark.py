@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vertebra.cli.group import FAILED, INTERRUPTED
 from vertebra.cli.text import complain, console, print_json, put, put_name
-from vertebra.spec import VertebraError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,8 @@ def benchmark(
     over the time taken. Of peak: of its fastest matrix product. Ratio: how many times as fast as the first peer's
     eager f32 (without a peer: as our own eager f32, where that is measured).
 
-    Exit status: 0 all ran, 1 one could not (the others are shown), 2 wrong usage.
+    Exit status: 0 all ran, 1 one could not (the others are shown), 2 wrong usage, 130 Ctrl-C (what was measured until
+    then is shown).
 
     For example:
 
@@ -48,13 +49,17 @@ def benchmark(
     `vertebra benchmark dla102 --backend eager,openvino --dtype f32,bf16 --batch 1,8,32 --plot dla102.png`
     """
     if as_json and as_csv:
-        raise VertebraError("--json and --csv exclude each other; choose one")
+        raise typer.BadParameter("--json and --csv exclude each other; choose one")
     from vertebra.cli.options import pick_device
     from vertebra.engine import plot as picture
     from vertebra.engine.benchmark import Plan
     from vertebra.engine.benchmark import benchmark as run
 
     if plot is not None:
+        if plot.suffix.lower() not in picture.SUFFIXES:
+            raise typer.BadParameter(
+                f"{plot}: a picture's name ends in {', '.join(picture.SUFFIXES)}", param_hint="'--plot'"
+            )
         picture.check(plot)
     plan = Plan(
         models=tuple(models),
@@ -75,8 +80,10 @@ def benchmark(
     failed = [row for row in result.rows if row.error]
     for row in failed:
         complain(f"{_name(row)} at batch {row.batch}: {row.error}")
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
     if failed:
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def _show(result: "Result", as_json: bool, as_csv: bool) -> None:
@@ -98,8 +105,8 @@ def _list(text: str) -> tuple[str, ...]:
 
 def _numbers(text: str) -> tuple[int, ...]:
     parts = _list(text)
-    if not parts or not all(part.isascii() and part.isdigit() for part in parts):
-        raise VertebraError(f"--batch {text!r}: give whole numbers, as 1,8")
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise typer.BadParameter(f"{text!r}: give whole numbers from 1 on, as 1,8", param_hint="'--batch'")
     return tuple(int(part) for part in parts)
 
 

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from vertebra.spec import VertebraError, unknown_name
 
 LEAST = 0.02
 """Seconds that one timing takes at least: faster calls are repeated within it."""
+_FAILURES = (VertebraError, RuntimeError, MemoryError)
+"""What makes a row of errors: out of memory is one of the last two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contestant at one batch size. `error` says why there are no figures."""
+    """One contestant at one batch size. `error` says why figures are missing."""
 
     model: str
     library: str
@@ -78,24 +81,30 @@ class Result:
     limits: Limits
     machine: dict[str, Any]
     rows: list[Row] = field(default_factory=list[Row])
+    interrupted: bool = False
+    """By Ctrl-C: the rows are those of the contests that had ended."""
 
 
 def benchmark(plan: Plan, heard: Callable[[Row], None] = lambda _: None) -> Result:
     """Run `plan`; `heard` is told each row when it is known, its shares those of the limits as measured before.
 
-    Raises `VertebraError` for what does not exist.
+    Ctrl-C ends it with what was measured until then, if anything was. Raises `VertebraError` for what does not exist.
     """
     _check(plan)
     device = torch.device(plan.device)
     types = tuple({pick_dtype(dtype, device) for dtype in plan.dtypes} | {"f32"})
     limits = measure_limits(device, types)
-    found = Result(limits, describe(device))
-    for model in plan.models:
-        for batch in plan.batches:
+    after, found = limits, Result(limits, describe(device))
+    try:
+        for model, batch in product(plan.models, plan.batches):
             for row in _contest(plan, model, batch, limits):
                 found.rows.append(row)
                 heard(row)
-    after = measure_limits(device, types)
+        after = measure_limits(device, types)
+    except KeyboardInterrupt:
+        if not found.rows:
+            raise
+        found.interrupted = True
     flops = {key: max(value, after.flops[key]) for key, value in limits.flops.items()}
     found.limits = Limits(flops, max(limits.bandwidth, after.bandwidth))
     found.rows = [_with_shares(row, found.limits) for row in found.rows]
@@ -149,28 +158,47 @@ def _contestants(plan: Plan, model: str) -> list[Contestant]:
 
 
 def _contest(plan: Plan, model: str, batch: int, limits: Limits) -> list[Row]:
+    """A row each, in their order. What ends the contest for all of them, say images for which there is no memory, is
+    every row's error: other contests may still be measured.
+    """
+    top1 = None if plan.img_size else _top1(model)
+    rows = {
+        who: Row(model, who.library, who.backend, who.dtype, batch, plan.train, top1=top1)
+        for who in _contestants(plan, model)
+    }
+    try:
+        _run(plan, model, batch, rows, limits)
+    except _FAILURES as error:
+        rows = {who: replace(row, error=row.error or _reason(error)) for who, row in rows.items()}
+    return _with_ratios(list(rows.values()))
+
+
+def _run(plan: Plan, model: str, batch: int, rows: dict[Contestant, Row], limits: Limits) -> None:
+    """Fill `rows`, one figure after the other: what was found before something fails stays."""
     size = input_size(Contestant("vertebra", model, "eager", "f32", False, plan.device, plan.img_size))
     device = torch.device(plan.device)
     images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0)).to(device)
-    calls, rows = dict[Contestant, Callable[[Tensor], object]](), dict[Contestant, Row]()
-    top1 = None if plan.img_size else _top1(model)
-    for who in _contestants(plan, model):
-        rows[who] = Row(model, who.library, who.backend, who.dtype, batch, plan.train, top1=top1)
+    calls = dict[Contestant, Callable[[Tensor], object]]()
+    for who, row in list(rows.items()):
         try:
             calls[who], backend, dtype = build(who)
-            rows[who] = replace(rows[who], backend=backend, dtype=dtype)
+            rows[who] = replace(row, backend=backend, dtype=dtype)
             calls[who](images)
-        except (VertebraError, RuntimeError, MemoryError) as error:  # one who cannot run does not end the contest
+        except _FAILURES as error:  # one who cannot run does not end the contest
             calls.pop(who, None)
-            rows[who] = replace(rows[who], error=" ".join(str(error).split())[:300])
+            rows[who] = replace(rows[who], error=_reason(error))
     times = _interleave({who: lambda call=call: call(images) for who, call in calls.items()}, plan.rounds, device)
     cost = measure(model if plan.img_size is None else _sized(model, plan.img_size), size)
     for who, taken in times.items():
         rows[who] = _figures(rows[who], taken, work(cost, rows[who].dtype, batch, train=plan.train), limits)
     calls.clear()
     if plan.memory:
-        rows |= {who: replace(rows[who], peak_memory=peak_memory(who, batch)) for who in times}
-    return _with_ratios(list(rows.values()))
+        for who in times:
+            rows[who] = replace(rows[who], peak_memory=peak_memory(who, batch))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _sized(model: str, side: int) -> Any:

@@ -1,4 +1,4 @@
-"""From a photo to its best labels. Whatever predicts (command, evaluation, server) calls `Predictor`.
+"""From a photo to its best labels.
 
 b batch, c channels, h w height and width in pixels, k classes.
 """
@@ -150,7 +150,8 @@ class Predictor:
         if self._speed is None or self.run is not self.model:
             return
         left = seen if expected is None else expected - seen  # of an unknown number, we are likely in the middle
-        self.run = self._speed.faster(max(expected or 0, seen), left * elapsed / max(seen, 1)) or self.run
+        seconds = left * elapsed / seen if seen else 0.0  # before the first answer, only reading has taken time
+        self.run = self._speed.faster(max(expected or 0, seen), seconds) or self.run
 
     def prepare(self, source: Source) -> Float[Tensor, "c h w"]:
         """Decode and transform one image. Raises `DecodeError`."""

@@ -32,6 +32,8 @@ BATCHES = (1, 3, 8)
 """Batches that an artefact of any batch is checked with; the last is larger where there are more images."""
 CALIBRATE, CHECK = 300, 8
 """The most samples read, and the most of them that are part of the check."""
+SIDE = 640
+"""The most pixels a side of a photo that the check resizes: batches of them all lie in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def _write(
 
 
 def _format(name: str | None, out: Path) -> str:
-    by_suffix = {kind.suffix: key for key, kind in reversed(FORMATS.items())}  # .pt2: the data, not the program
+    by_suffix = {kind.suffix: key for key, kind in reversed(FORMATS.items())}  # .pt2: the graph, not machine code
     name = by_suffix.get(out.suffix) if name is None else name
     allowed = ", ".join(f"{key} ({kind.suffix})" for key, kind in FORMATS.items())
     if name is None:
@@ -293,8 +295,17 @@ def _photo_cases(model: Backbone, options: Options, photos: Sequence[Sample]) ->
     transform = _transform(model)
     batches = BATCHES if options.batch is None else (options.batch,)
     for number in range(max(len(photos), len(batches))):
-        photo = _photo(photos[number % len(photos)])
+        photo = _small(_photo(photos[number % len(photos)]))
         count = batches[number % len(batches)]
         turned = [photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if i % 2 else photo for i in range(count)]
         raw = torch.stack([torch.from_numpy(np.array(p)) for p in turned])
         yield raw, torch.stack([transform(p) for p in turned])
+
+
+def _small(photo: Image.Image) -> Image.Image:
+    """The photo itself, or a copy of at most `SIDE` pixels a side."""
+    scale = SIDE / max(photo.size)
+    if scale >= 1:
+        return photo
+    width, height = (max(1, round(pixels * scale)) for pixels in photo.size)
+    return photo.resize((width, height))

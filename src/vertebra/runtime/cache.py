@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -11,7 +12,9 @@ from collections.abc import Generator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from vertebra.spec import VertebraError
 
 _MANIFEST = "files.json"
 _HALF_MADE = ".building-"
@@ -35,8 +38,20 @@ def compiled(folder: Path) -> Path:
 
 
 def limit() -> int:
-    """Bytes that the artefacts may take together: $VERTEBRA_CACHE_GB, else 20 GB."""
-    return int(float(os.environ.get("VERTEBRA_CACHE_GB", "20")) * 1e9)
+    """Bytes that the artefacts may take together: $VERTEBRA_CACHE_GB, else 20 GB. Raises `VertebraError`."""
+    given = os.environ.get("VERTEBRA_CACHE_GB") or "20"
+    try:
+        wanted = float(given)
+    except ValueError:
+        wanted = -1.0
+    if not 0 <= wanted < math.inf:
+        raise VertebraError(f"VERTEBRA_CACHE_GB={given!r}: give a number of gigabytes from 0 on, as 20 or 0.5")
+    return int(wanted * 1e9)
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """Of its bytes alone, without a copy of them."""
+    return hashlib.sha256(tensor.reshape(-1).numpy().data).hexdigest()
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -67,8 +82,9 @@ def whole(entry: Path) -> bool:
 def building(entry: Path) -> Generator[Path]:
     """An empty folder to write into; it becomes `entry` when the block ends well, and vanishes when it does not.
 
-    Of two processes that build the same thing, the second's work is dropped.
+    Of two processes that build the same thing, the second's work is dropped. Raises as `limit` does.
     """
+    limit()  # a wrong one shall not be found after minutes of compiling
     entry.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{_HALF_MADE}{os.getpid()}-", dir=entry.parent))
     try:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.runtime.backend import DTYPES, Job, Program
+from vertebra.spec import VertebraError
 
 
 class EagerProgram:
@@ -15,9 +16,15 @@ class EagerProgram:
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
+        self._modules = tuple(model.modules())  # walking through them anew would cost each call more than the check
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
+        if any(module.training for module in self._modules):
+            raise VertebraError(
+                "the model that this one was made from is in training mode, and would answer with the batch's own"
+                " statistics; call its eval(), and optimise anew if its weights have changed"
+            )
         # Channels-last is what every convolution kernel wants; a batch of one image in it is still a plain view.
         return self._model(x.to(self._dtype, memory_format=torch.channels_last)).float()
 

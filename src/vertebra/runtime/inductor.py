@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.runtime import buckets
-from vertebra.runtime.backend import DTYPES, Job, Program
+from vertebra.runtime.backend import DTYPES, BackendError, Job, Program
 from vertebra.runtime.graph import capture, quiet
 from vertebra.runtime.machine import compiler, missing
 
+Event = torch.cuda.Event | torch.Event
 LARGEST = 256
 """Images that one compiled GPU program takes; larger batches run as several."""
 
@@ -42,7 +43,10 @@ class PackageProgram:
 
 
 class GraphProgram:
-    """One thread owns the CUDA graphs: torch keeps them by thread, and an answer lives until the next call."""
+    """One thread owns the CUDA graphs: torch keeps them by thread, and an answer lives until the next call.
+
+    Nor has it the caller's stream: its own waits until the images are there, and the caller's for the answer.
+    """
 
     any_size = False
 
@@ -54,7 +58,18 @@ class GraphProgram:
         self._seen = set[int]()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._thread.submit(buckets.run, self._one, x.detach(), LARGEST).result()
+        caller = torch.cuda.current_stream(x.device)
+        answer, done = self._thread.submit(self._behind, x.detach(), caller.record_event()).result()
+        caller.wait_event(done)
+        answer.record_stream(caller)  # freed there, its memory is not given away before the caller's work on it is done
+        return answer
+
+    def _behind(self, x: Tensor, ready: Event) -> tuple[Tensor, Event]:
+        """The answer, and what tells when it is there; `ready`: when the images are."""
+        own = torch.cuda.current_stream(x.device)
+        own.wait_event(ready)
+        x.record_stream(own)
+        return buckets.run(self._one, x, LARGEST), own.record_event()
 
     @torch.no_grad()
     def _one(self, x: Tensor) -> Tensor:
@@ -107,6 +122,18 @@ class Inductor:
 
 
 def _quantise(model: nn.Module) -> None:
-    """Linear layers to int8, activations scaled as they come: nothing to calibrate."""
+    """Linear layers to int8, activations scaled as they come: nothing to calibrate. Raises `BackendError`."""
+    check_quantisable(model)
     ao: Any = importlib.import_module("torchao.quantization")  # by name: it need not be installed
     ao.quantize_(model, ao.Int8DynamicActivationInt8WeightConfig())
+
+
+def check_quantisable(model: nn.Module) -> None:
+    """Raise `BackendError` where no linear layer does the model's work: what would be called int8 would be bf16."""
+    own: Any = getattr(model, "get_classifier", tuple)()
+    classifiers = own if isinstance(own, tuple) else (own,)
+    last = {id(part) for classifier in classifiers for part in classifier.modules()}
+    if not any(isinstance(m, nn.Linear) and id(m) not in last for m in model.modules()):
+        raise BackendError(
+            "inductor's int8 quantises linear layers, and this model has none besides its classifier; use dtype='bf16'"
+        )

@@ -30,7 +30,7 @@ from vertebra.runtime.verify import VerificationError, answers, check, made_up_i
 from vertebra.spec import VertebraError
 
 SIZES = 4
-"""Image sizes, beside the model's own, that a program is checked at or compiled for; more of them run in eager mode."""
+"""Image sizes, beside the model's own, that a program is compared at or compiled for."""
 
 _log = logging.getLogger(__name__)
 
@@ -160,9 +160,10 @@ class Optimized(nn.Module):
     def _for(self, size: tuple[int, int], x: Tensor) -> Callable[[Tensor], Tensor]:
         """What runs an image size other than the model's own.
 
-        A program that takes all sizes is compared with eager mode at the first few. Where each size needs its own
-        program, one is compiled when a size comes a second time. Beyond `SIZES` of either kind, where that fails, and
-        for other threads until it is done, eager mode answers; there, an unfit size meets the model's own error.
+        A program that takes all sizes is compared with eager mode at the first `SIZES`, and answers the rest as it is.
+        Where each size needs its own program, one is compiled when a size comes a second time; beyond `SIZES` of them
+        eager mode answers. It does, too, where that fails, and for other threads until it is done; there, an unfit size
+        meets the model's own error. Where the answers differ too much, that is the error each time.
         """
         if size in self._others:
             return self._others[size]
@@ -170,8 +171,10 @@ class Optimized(nn.Module):
             if size in self._checked:
                 return self._program
             taken = len(self._checked) + len(self._others) + len(self._making)
-            if size in self._others or size in self._making or taken > SIZES:
+            if size in self._others or size in self._making:
                 return self._others.get(size, self._maker.eager)
+            if taken > SIZES:
+                return self._uncompared if self._program.any_size else self._maker.eager
             if not self._program.any_size and size not in self._met:
                 self._met.add(size)
                 return self._maker.eager
@@ -183,6 +186,13 @@ class Optimized(nn.Module):
             with self._sizes:
                 self._making.discard(size)
 
+    def _uncompared(self, x: Tensor) -> Tensor:
+        """The program at one size more than it was compared at."""
+        try:
+            return self._program(x)
+        except RuntimeError:
+            return self._maker.eager(x)  # says what is wrong with the size, if something is
+
     def _make_for(self, size: tuple[int, int], x: Tensor) -> Callable[[Tensor], Tensor]:
         name = f"{self.report.backend} at {size[0]}x{size[1]} pixels"
         try:
@@ -192,6 +202,9 @@ class Optimized(nn.Module):
                 return self._program
             with torch.inference_mode(False):  # the caller's mode; nothing can be traced in it
                 self._others[size] = self._maker.make(size)[0]
+        except VerificationError as error:
+            self._others[size] = _refusal(error)  # compiled anew, it would answer the same
+            raise
         except (BackendError, RuntimeError) as error:
             _log.warning("%s: eager mode answers there: %s", name, error)
             self._others[size] = self._maker.eager
@@ -225,6 +238,13 @@ def _ready(model: Backbone, device: torch.device) -> Backbone:
     if first.dtype == torch.float32 and first.device == torch.empty(0, device=device).device:
         return model
     return copy.deepcopy(model).to(device=device, dtype=torch.float32)
+
+
+def _refusal(error: VerificationError) -> Callable[[Tensor], Tensor]:
+    def refuse(_: Tensor) -> Tensor:
+        raise error.with_traceback(None)  # else it would grow with each time
+
+    return refuse
 
 
 class _Maker:
@@ -276,9 +296,7 @@ class _Maker:
     def entry(self, backend: Backend, job: Job) -> Path:
         """Where the artefact lies: by all that decides what is in it."""
         self._hash = self._hash or cache.weights_hash(self.model)
-        sample = (
-            cache.key(sample=job.sample.numpy().tobytes()) if job.sample is not None and job.dtype == "int8" else ""
-        )
+        sample = cache.tensor_hash(job.sample) if job.sample is not None and job.dtype == "int8" else ""
         name = cache.key(
             weights=self._hash,
             config=repr(self.model.config),
