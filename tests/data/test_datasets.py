@@ -237,6 +237,19 @@ def test_a_hub_dataset_through_its_library(monkeypatch: pytest.MonkeyPatch) -> N
     check_content(dataset)
 
 
+def test_a_split_of_the_hub_that_is_none_of_ours_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = ([0, None, 7], IMAGES)  # what is in it does not matter
+    hub(monkeypatch, {"train": ([0, 1, 2], IMAGES), "extra": extra, "test": ([0, 1, 2], IMAGES)})
+    dataset = open_dataset("hf:o/pets")
+    assert sizes(dataset) == {"train": 3, "test": 3}
+    assert dataset.note == "hf:o/pets: split 'extra' left out; only train, val and test are read"
+    hub(monkeypatch, {"train": ([0, 1, 2], IMAGES)})
+    assert open_dataset("hf:o/pets").note == ""
+    hub(monkeypatch, {"extra": extra})
+    with pytest.raises(VertebraError, match="split 'extra' is none of train, val and test, and there is no other"):
+        open_dataset("hf:o/pets")
+
+
 @pytest.mark.parametrize("none", [-1, None])
 def test_what_a_hub_dataset_has_no_label_for_is_of_no_class(monkeypatch: pytest.MonkeyPatch, none: int | None) -> None:
     hub(monkeypatch, {"train": ([0, 1, 2], IMAGES), "test": ([none] * 3, IMAGES)})

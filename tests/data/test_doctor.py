@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 from typer.testing import CliRunner, Result
 
+from tests.data.test_datasets import IMAGES, hub
 from vertebra.cli import app
 from vertebra.data.datasets import open_dataset
 from vertebra.data.decode import inspect
@@ -232,6 +233,15 @@ def test_thousands_of_frames_of_one_film_take_no_square_of_their_number() -> Non
 
 def run(*args: str | Path) -> Result:
     return CliRunner().invoke(app, ["doctor", *map(str, args)], prog_name="vertebra")
+
+
+def test_the_command_says_which_splits_of_the_hub_it_does_not_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, {"train": ([0, 1, 2], IMAGES), "extra": ([0], IMAGES[:1])})
+    said = run("hf:o/pets", "--workers", "0")
+    assert said.stderr.splitlines()[0] == (
+        "vertebra: hf:o/pets: split 'extra' left out; only train, val and test are read"
+    )
+    assert "3 train images" in said.stdout
 
 
 def test_the_command_names_what_is_wrong_and_what_to_do(photos: Path) -> None:

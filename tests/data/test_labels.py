@@ -64,6 +64,7 @@ def test_any_names_survive_json(tmp_path_factory: pytest.TempPathFactory, names:
     ("name", "content", "message"),
     [
         ("a.yaml", b"- cat", ".txt, .json, .csv files, not '.yaml'"),
+        ("labels", b"cat", ".txt, .json, .csv files, and this name has no ending"),
         ("empty.txt", b"\n", "holds no labels"),
         ("empty.json", b"[]", "holds no labels"),
         ("empty.csv", b"", "holds no labels"),

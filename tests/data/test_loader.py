@@ -167,8 +167,8 @@ def test_fewer_images_than_a_batch_make_one_smaller_batch() -> None:
 
 
 @pytest.mark.parametrize("order", [{"images": 0}, {"batch_size": 3, "size": 2}, {"images": 1, "size": 2}])
-def test_what_does_not_go_around_is_refused(order: dict[str, int]) -> None:
-    with pytest.raises(VertebraError, match="does not go around"):
+def test_what_cannot_be_divided_is_refused(order: dict[str, int]) -> None:
+    with pytest.raises(VertebraError, match=r"images cannot be divided among [12] processes"):
         Order(**{"images": 8, "batch_size": 4, **order})
 
 

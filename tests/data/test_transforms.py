@@ -154,7 +154,7 @@ def test_grey_images_for_models_of_one_channel() -> None:
 def test_what_is_no_image_is_refused() -> None:
     for thing in (np.zeros((8, 8, 3), np.uint8), "photo.jpg", torch.zeros(8, 8)):
         for training in (False, True):
-            with pytest.raises(VertebraError, match="cannot transform a"):
+            with pytest.raises(VertebraError, match=r"cannot transform (a|what is no image)"):
                 create_transform(is_training=training)(thing)
 
 
@@ -183,7 +183,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
     with pytest.raises(VertebraError) as caught:
         create_transform(**options)
     assert message in str(caught.value)
-    assert isinstance(caught.value, UnknownNameError) == message.startswith("unknown option")
+    assert isinstance(caught.value, UnknownNameError) == message.startswith("unknown")
 
 
 def test_names_and_defaults_are_those_of_the_reference() -> None:

@@ -12,6 +12,8 @@ from accelerate.utils import LoggerType
 
 from vertebra.engine import config as module
 from vertebra.engine.config import RunConfig
+from vertebra.engine.learner import architecture
+from vertebra.engine.plan import make_schedule
 from vertebra.engine.recipes import RECIPES, about, recipe
 from vertebra.engine.rules import check
 from vertebra.engine.settings import (
@@ -23,6 +25,7 @@ from vertebra.engine.settings import (
     with_file,
     with_settings,
 )
+from vertebra.models.vit import VitConfig
 from vertebra.spec import UnknownNameError, VertebraError
 
 
@@ -58,6 +61,37 @@ def test_what_does_not_fit_is_refused_with_a_hint(setting: str, message: str) ->
         with_settings(RunConfig(), [setting])
 
 
+@pytest.mark.parametrize("text", ["1e-6", "1E-6", "+1e-6", ".000001", "1.0e-6"])
+def test_a_number_among_options_is_one_however_yaml_reads_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(f"optim: {{options: {{eps: {text}}}}}")
+    for config in (
+        with_settings(RunConfig(), [f"optim.options.eps={text}"]),
+        with_settings(RunConfig(), [f"optim.options={{eps: {text}}}"]),
+        with_file(RunConfig(), tmp_path / "run.yaml"),
+    ):
+        assert config.optim.options == {"eps": 1e-6}
+        assert from_dict(as_dict(config)) == config
+    config = with_settings(RunConfig(), [f"model.options.init_values={text}", f"optim.options.betas=[0.9, {text}]"])
+    assert config.model.options == {"init_values": 1e-6}
+    assert config.optim.options == {"betas": [0.9, 1e-6]}
+    words = with_settings(RunConfig(), ["model.options={global_pool: max, depths: [1, 2], ls: true, size: 3}"])
+    assert words.model.options == {"global_pool": "max", "depths": [1, 2], "ls": True, "size": 3}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.options.eps=tiny", r"optim.options.eps='tiny': give a number, true or false, or \[a, b\]"),
+        ("optim.options.betas=[0.9, much]", r"optim.options.betas='much': give a number"),
+        ("optim.options={eps: {a: 1}}", r"optim.options.eps={'a': 1}: give a number"),
+        ("model.options={when: 2026-11-27}", "model.options.when=.*: give a number, a word, true or false, or a list"),
+    ],
+)
+def test_an_option_of_no_possible_type_is_named(setting: str, message: str) -> None:
+    with pytest.raises(VertebraError, match=message):
+        with_settings(RunConfig(), [setting])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -71,7 +105,51 @@ def test_what_does_not_fit_is_refused_with_a_hint(setting: str, message: str) ->
         (["freeze.thaw_every=1"], "thaws nothing"),
         (["distill.alpha=0.7"], "distill settings without a teacher"),
         (["distill.teacher=dla34", "distill.cache=x", "augment.mixup=0.2"], "no answers to mixed images"),
-        (["data.start_size=128", "data.image_size=96"], "data.start_size=128 grows to data.image_size=96"),
+        (["data.start_size=128", "data.image_size=96"], "=128 grows to data.image_size=96: give 16 to data.image_size"),
+        (["data.start_size=64"], "data.start_size=64 has no size to grow to; set data.image_size"),
+        (["model.name=deit_tiny_patch16_224", "data.eval_size=256"], "takes images of one size, 224 x 224 pixels"),
+        (
+            ["model={name: deit_tiny_patch16_224, options: {img_size: 96}}", "data.eval_size=224"],
+            "data.eval_size=224: deit_tiny_patch16_224 takes images of one size, 96 x 96 pixels; leave it out",
+        ),
+        (["model.name=vit_tiny_patch16_224", "data={start_size: 64, image_size: 96}"], "data.start_size=64: vit_tiny"),
+        (["model.options.dept=3"], "unknown option 'dept'"),
+        (["model.drop_rate=1"], "model.drop_rate=1.0: give a share"),
+        (["model.drop_path_rate=-0.1"], "model.drop_path_rate=-0.1: give a share"),
+        (["data.image_size=0"], "data.image_size=0: give pixels above 0"),
+        (["data.eval_size=-1"], "data.eval_size=-1: give pixels above 0"),
+        (["data.crop_pct=0"], "data.crop_pct=0.0: give a share above 0"),
+        (["distill={teacher: dla34, image_size: 0}"], "distill.image_size=0: give pixels above 0"),
+        (["distill={teacher: dla34, temperature: 0}"], "distill.temperature=0.0: give a number above 0"),
+        (["seed=-1"], "seed=-1: give a whole number from 0 to 4294967295"),
+        (["seed=4294967296"], "seed=4294967296: give a whole number"),
+        (["optim.clip_norm=0"], "optim.clip_norm=0.0: give a number above 0, or null for no bound"),
+        (["optim.clip_norm=-1"], "optim.clip_norm=-1.0: give"),
+        (["optim.clip_norm=nan"], "optim.clip_norm=nan: give"),
+        (["optim.lr=nan"], "optim.lr=nan: give a rate above 0"),
+        (["optim.weight_decay=-1"], "optim.weight_decay=-1.0: give 0 or more"),
+        (["optim.layer_decay=0"], "optim.layer_decay=0.0: give a share above 0"),
+        (["optim.name=adamx"], "unknown optimizer 'adamx'; did you mean 'adam"),
+        (["optim.options.momentum=0.9"], "unknown option 'momentum' for optimizer 'adamw'"),
+        (["optim.options.eps=[1, 2]"], r"optim.options.eps=\[1, 2\]: give a number"),
+        (["optim.options.eps=true"], "optim.options.eps=True: give a number"),
+        (["optim.options.amsgrad=1"], "optim.options.amsgrad=1: give true or false"),
+        (["optim.options.betas=0.9"], r"optim.options.betas=0.9: give two numbers, as \[0.9, 0.999\]"),
+        (["optim.options.eps=-1"], "optim.options={'eps': -1}: adamw: Invalid epsilon"),
+        (["optim.name=sgd", "optim.options.dampening=0.5"], "sgd: Nesterov"),
+        (["augment.auto_augment=rnd-m9"], "unknown augmentation 'rnd-m9'; did you mean 'rand'"),
+        (["augment.scale=[1, 0.5]"], r"scale=\(1.0, 0.5\)"),
+        (["augment.hflip=2"], "hflip=2.0: a probability"),
+        (["augment.re_prob=-0.5"], "re_prob=-0.5: a probability"),
+        (["augment.mixup=-1"], "mixup_alpha=-1.0"),
+        (["augment={mixup: 1, switch_prob: 2}"], "switch_prob=2.0: give a share"),
+        (["loss.target_threshold=0.2"], "loss 'cross_entropy' has no target_threshold"),
+        (["loss.gamma=1"], "loss 'cross_entropy' has no gamma"),
+        (["schedule.decay_epochs=0"], "schedule.decay_epochs=0.0: give a number above 0"),
+        (["schedule.warmup_epochs=-1"], "schedule.warmup_epochs=-1.0: give 0 or more"),
+        (["schedule.min_lr=-1"], "schedule.min_lr=-1.0: give 0 or more"),
+        (["schedule.rise=1"], "schedule.rise=1.0: give a share between 0 and 1"),
+        (["schedule={kind: multistep, milestones: [6, 3]}"], "give them in rising order"),
         (["device=cpu", "precision=fp16"], "fp16 does not train on a CPU"),
         (["precision=fp16"], "fp16 does not train on a CPU"),
         (["device=cuda"], "torch sees no GPU here"),
@@ -161,6 +239,17 @@ def test_every_recipe_can_run_and_says_what_to_expect(name: str) -> None:
     check(config)
     assert config.recipe == name
     assert "Expect " in about(name)
+
+
+def test_recipes_are_those_of_their_papers_where_these_say_it() -> None:
+    dpn, deit3 = recipe("dpn"), recipe("deit3")
+    large = with_settings(dpn, ["data.batch_size=1280"])
+    rates = make_schedule(large, updates=1)
+    assert [rates.at(epoch) for epoch in (0, 29, 30, 60)] == pytest.approx([0.316, 0.316, 0.0316, 0.00316])
+    assert make_schedule(dpn, updates=1).at(0) == pytest.approx(0.316 * 256 / 1280)
+    vit = architecture(deit3)
+    assert isinstance(vit, VitConfig)
+    assert vit.init_values == 1e-4
 
 
 def test_an_unknown_recipe_has_a_suggestion() -> None:

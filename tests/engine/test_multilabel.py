@@ -118,7 +118,7 @@ def test_the_commands_read_it_as_it_was_trained(
     lines = {line.split()[0]: line.split()[1:] for line in said.stdout.splitlines()}
     assert lines["class"] == ["AP", "recall", "precision", "f1", "images"]
     assert float(lines["mAP"][0].rstrip("%")) > 90
-    assert lines["split"] == ["val", "(10", "images,", "as", "the", "run", "shared", "them", "out)"]
+    assert lines["split"] == ["val", "(10", "images,", "held", "out", "by", "the", "run)"]
     assert lines["images"] == ["10"]
     record = json.loads((trained.out / "validation.json").read_text())
     assert float(lines["mAP"][0].rstrip("%")) == pytest.approx(100 * record["map"], abs=0.5)
@@ -134,13 +134,14 @@ def test_the_commands_read_it_as_it_was_trained(
     refused = run("export", trained.out, "--out", tmp_path / "p.pt2", "--with-preprocess")
     assert "answers each of its classes by itself" in refused.stderr
     matrix = run("validate", table, "--model", trained.out, "--confusion", tmp_path / "c.csv")
+    assert matrix.exit_code == 2
     assert "--confusion takes one class a photo" in matrix.stderr
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (SEVERAL[:1], "several classes or none, and loss.kind=cross_entropy .*set loss.kind=bce"),
+        (SEVERAL[:1], "and loss.kind=cross_entropy expects exactly one class per image; set loss.kind=bce"),
         ((*SEVERAL[:1], "loss.kind=focal"), "loss.kind=focal .*set loss.kind=bce"),
         ((*SEVERAL, "distill.teacher=dla34"), "leave distill.teacher out"),
         ((*SEVERAL, "data.label_columns=[ash]"), "give one"),
@@ -168,7 +169,7 @@ def test_one_hot_columns_are_one_class_an_image_for_cross_entropy(table: Path, t
     assert validation_split(hot, ("elm", "ash"), 2, split=None, names=None).part.labels == (1, 0, 1)
     several = validation_split(hot, ("elm", "yew", "ash"), 3, split=None, names=None, multi_label=True).part
     assert (several.labels, several.classes) == (((2,), (0,), (2,)), 3)
-    with pytest.raises(VertebraError, match="shares one answer among all"):
+    with pytest.raises(VertebraError, match="the model expects exactly one class per image; give one that was trained"):
         validation_split(table, NAMES, 3, split=None, names=None, separator="|")
 
 

@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_one_and_a_resumed_run_shows_the_mistakes_of_its_best_epoc
 ) -> None:
     original, calls = module._update, list[int]()
 
-    def update(*args: Any) -> torch.Tensor:
+    def update(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(0)
         if len(calls) == 5:  # of 4 an epoch
             signal.raise_signal(signal.SIGINT)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from accelerate.utils import InitProcessGroupKwargs
 
 from vertebra.data.datasets import Dataset, Part
 from vertebra.data.members import Member
@@ -23,6 +27,22 @@ def test_all_cores_but_one_read_up_to_eight(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=allowed: set(range(n)), raising=False)
         assert setup._workers(RunConfig()) == workers
     assert setup._workers(with_settings(RunConfig(), ["data.workers=5"])) == 5
+
+
+def test_processes_wait_for_the_one_that_asks_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    def accelerator(**options: Any) -> SimpleNamespace:
+        made.append(options)
+        return SimpleNamespace(num_processes=1)
+
+    monkeypatch.setattr(setup, "Accelerator", accelerator)
+    asks = with_settings(RunConfig(), ["device=cpu", "distill.teacher=dla34", f"distill.cache={tmp_path}"])
+    for config in (asks, with_settings(asks, ["distill.cache=null"])):
+        setup._accelerator(config, tmp_path)
+    waits = [[h for h in one["kwargs_handlers"] if isinstance(h, InitProcessGroupKwargs)] for one in made]
+    assert [len(own) for own in waits] == [1, 0]
+    assert waits[0][0].to_kwargs() == {"timeout": timedelta(hours=6)}  # and no other backend than the device's
 
 
 def test_folders_are_called_as_a_table_says_and_no_two_alike(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,9 +28,10 @@ from tests.engine.conftest import (
     tiny_run,
     wait_for,
 )
-from vertebra.engine import checkpoint, losses
+from vertebra.engine import checkpoint, losses, outdir, together
 from vertebra.engine import train as module
 from vertebra.engine.checkpoint import CheckpointError
+from vertebra.engine.config import RunConfig
 from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import Run
 from vertebra.engine.state import State
@@ -90,7 +95,7 @@ def test_an_interrupt_in_this_process_is_an_error_of_its_own(
 ) -> None:
     original = module._update
 
-    def update(*args: Any) -> Tensor:
+    def update(*args: Any) -> tuple[Tensor, Tensor]:
         signal.raise_signal(signal.SIGINT)
         return original(*args)
 
@@ -129,14 +134,42 @@ def test_a_corrupt_image_is_named_counted_and_left_out(tmp_path: Path) -> None:
     assert int(row["skipped"]) == len(done.skipped) >= 1
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int]) -> list[int]:
-    """Make the loss nan in the calls of these numbers."""
+def test_a_corrupt_image_of_the_validation_split_is_named_once_and_counted(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for split in ("train", "val"):
+        make_photos(photos / split, each=4)
+    bad = photos / "val" / "class1" / "02.png"
+    bad.write_bytes(b"\x89PNG no image")
+    text = io.StringIO()
+    done = train(tiny_run(photos), tmp_path / "run", console=Console(file=text, width=1000))
+    assert text.getvalue().count(str(bad)) == 1
+    assert [row["val_skipped"] for row in table(tmp_path / "run")] == ["1", "1"]
+    assert [row["skipped"] for row in table(tmp_path / "run")] == ["0", "0"]
+    assert not done.skipped
+    (why,) = done.val_skipped.values()
+    assert why.startswith(str(bad))
+    assert "0 training and 1 validation images that cannot be read" in (tmp_path / "run" / "report.html").read_text()
+    assert checkpoint.load_latest(tmp_path / "run")["state"]["val_skipped"] == done.val_skipped
+
+
+def test_a_run_goes_on_from_rows_that_lack_a_column(tmp_path: Path) -> None:
+    outdir.write_metrics([{"epoch": 1, "val_top1": 0.5}, {"epoch": 2, "val_top1": 0.75, "val_skipped": 3}], tmp_path)
+    old, new = table(tmp_path)
+    assert old == {"epoch": "1", "val_top1": "0.5", "val_skipped": ""}
+    assert new == {"epoch": "2", "val_top1": "0.75", "val_skipped": "3"}
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int], *, gradient: bool = False) -> list[int]:
+    """Make the loss nan in the calls of these numbers, or the gradient alone."""
     calls: list[int] = []
     original = losses.CrossEntropy.forward
 
     def forward(self: losses.CrossEntropy, logits: Tensor, target: Tensor) -> Tensor:
         calls.append(len(calls))
-        return original(self, logits, target) * (float("nan") if calls[-1] in bad_calls else 1.0)
+        loss = original(self, logits, target)
+        if gradient:  # a root of 0 adds nothing, and rises without bound
+            return loss + (logits * 0).sum().sqrt() if calls[-1] in bad_calls else loss
+        return loss * (float("nan") if calls[-1] in bad_calls else 1.0)
 
     monkeypatch.setattr(losses.CrossEntropy, "forward", forward)
     return calls
@@ -159,11 +192,11 @@ def test_weights_that_are_no_numbers_supersede_no_checkpoint(
 ) -> None:
     original = module._update
 
-    def update(run: Run, state: State, group: list[Any]) -> Tensor:
-        totals = original(run, state, group)
+    def update(run: Run, state: State, group: list[Any]) -> tuple[Tensor, Tensor]:
+        found = original(run, state, group)
         if state.updates == 7:  # the last one: its own loss is fine, and none comes after it
             next(run.model.parameters()).data.view(-1)[0] = float("nan")
-        return totals
+        return found
 
     monkeypatch.setattr(module, "_update", update)
     said = r"the weights are no finite numbers after epoch 2, step 4 \(images .*lower optim.lr.*step-000000004"
@@ -184,6 +217,45 @@ def test_rolling_back_leaves_the_step_out_and_finishes(
     assert saved["state"]["left_out"] == [(1, 1)]
     assert saved["step"] == 8
     assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize("clip", ["null", "1.0"])
+def test_a_gradient_that_is_no_number_is_blamed_for_it_and_not_the_update_after_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: str
+) -> None:
+    config = tiny_run(photos, f"optim.clip_norm={clip}")
+    with monkeypatch.context() as once:
+        spoil(once, {5}, gradient=True)
+        with pytest.raises(NotFiniteError, match=r"the gradient is no finite number in epoch 2, step 2 \(images"):
+            train(config, tmp_path / "stops")
+    spoil(monkeypatch, {5, 8}, gradient=True)
+    train(with_settings(config, ["stop.on_nan=rollback"]), tmp_path / "run")
+    saved = checkpoint.load_latest(tmp_path / "run")
+    assert saved["state"]["left_out"] == [(1, 1), (1, 3)]
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+def test_of_updates_that_are_looked_at_together_the_first_bad_one_is_named() -> None:
+    photos = SimpleNamespace(part=SimpleNamespace(samples=[]), order=SimpleNamespace(places=lambda _: []))
+    run: Any = SimpleNamespace(accelerator=SimpleNamespace(num_processes=1), config=RunConfig(), train=photos)
+    nan, inf = float("nan"), float("inf")
+    updates = [(step, torch.tensor(both)) for step, both in enumerate([(1.0, 1.0), (1.0, inf), (nan, nan)])]
+    assert together.agree(run, 0, updates[:1], stop=True, due=False) == (True, False)
+    with pytest.raises(NotFiniteError, match="the gradient is no finite number in epoch 1, step 2"):
+        together.agree(run, 0, updates, stop=False, due=False)
+    with pytest.raises(NotFiniteError, match="the loss is no finite number in epoch 1, step 3"):
+        together.agree(run, 0, [updates[0], updates[2]], stop=False, due=False)
+
+
+def test_an_infinite_gradient_is_a_scalers_own_business() -> None:
+    model = torch.nn.Linear(2, 2)  # its bias has no gradient
+    run: Any = SimpleNamespace(accelerator=SimpleNamespace(scaler=None), device=torch.device("cpu"), model=model)
+    assert together.gradient_norm(run, None) == 0
+    model.weight.grad = torch.full((2, 2), float("inf"))
+    assert together.gradient_norm(run, None) == float("inf")
+    assert together.gradient_norm(run, torch.tensor(3.0)) == 3
+    run.accelerator.scaler = object()  # fp16's, which leaves such updates out by itself
+    assert together.gradient_norm(run, None) == 0
 
 
 def test_too_many_rollbacks_stop_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

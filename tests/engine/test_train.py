@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
 from vertebra.engine.learner import frozen_depth, make_model, side
 from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import build
-from vertebra.engine.train import train
+from vertebra.engine.train import describe, train
 from vertebra.models.dla import Dla
 from vertebra.spec import VertebraError
 
@@ -82,7 +83,7 @@ def test_a_file_that_knows_as_many_other_classes_gives_no_classifier(photos: Pat
     file = finished / "model.safetensors"
     config = tiny_run(photos, f"model.weights={file}")
     head = load_file(file)["head.weight"]
-    same, others = (make_model(config, [f"{name}{i}" for i in range(3)]) for name in ("class", "tree"))
+    same, others = (make_model(config, [f"{name}{i}" for i in range(3)])[0] for name in ("class", "tree"))
     assert torch.equal(same.state_dict()["head.weight"], head)
     assert not torch.equal(others.state_dict()["head.weight"], head)
     assert others.pretrained_cfg["label_names"] == ("tree0", "tree1", "tree2")
@@ -198,3 +199,23 @@ def test_a_photo_of_another_size_trains_at_the_size_asked_for(photos: Path, tmp_
     done = train(tiny_run(photos, "data.image_size=48", "epochs=1"), tmp_path / "run")
     assert done.best_epoch == 1
     assert vertebra.load_model(tmp_path / "run").pretrained_cfg["input_size"] == (3, 48, 48)
+
+
+def test_a_size_for_validation_leaves_that_of_training_as_it_is(photos: Path, tmp_path: Path) -> None:
+    cnn = ("model={name: dla46_c, options: null, drop_path_rate: null}", "data.image_size=null", "data.eval_size=96")
+    run = build(tiny_run(photos, *cnn), tmp_path)
+    assert run.train.peek(2).images.shape[-2:] == (224, 224)
+    assert next(run.val.epoch(0)).images.shape[-2:] == (96, 96)
+    assert run.model.pretrained_cfg["input_size"] == (3, 96, 96)
+    assert "input 3 x 224 x 224, validated at 96 x 96," in describe(run)[1]
+    both = build(tiny_run(photos, *cnn, "data.image_size=64"), tmp_path)
+    assert both.train.peek(2).images.shape[-2:] == (64, 64)
+    assert next(both.val.epoch(0)).images.shape[-2:] == (96, 96)
+
+
+def test_a_run_says_which_splits_it_leaves_out(photos: Path, tmp_path: Path) -> None:
+    run = build(tiny_run(photos), tmp_path)
+    assert not [line for line in describe(run) if line.startswith("note")]
+    run.dataset = replace(run.dataset, left_out=("extra", "more"))
+    said = f"note       {photos}: split 'extra', 'more' left out; only train, val and test are read"
+    assert describe(run)[1] == said

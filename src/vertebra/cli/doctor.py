@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vertebra.cli.text import console, print_json, put, shown
+from vertebra.cli.text import complain, console, print_json, put, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,8 @@ def doctor(
     from vertebra.data.datasets import one_each, open_dataset
 
     dataset = one_each(open_dataset(data, separator=label_separator, columns=label_column or ()))
+    if dataset.note:
+        complain(dataset.note)
     report = _examine(dataset, workers)
     if as_json:
         print_json(report.as_record())

@@ -83,8 +83,9 @@ def train(
         name, value = watched(done.metrics[done.best_epoch - 1])
         early = ", stopped early" if done.stopped_early else ""
         tell.print(f"best       epoch {done.best_epoch} of {len(done.metrics)}{early}: {name} {value:.2%}")
-        if done.skipped:
-            tell.print(f"skipped    {len(done.skipped)} images that cannot be read; they are named above")
+        skipped = len(done.skipped) + len(done.val_skipped)
+        if skipped:
+            tell.print(f"skipped    {skipped} images that cannot be read; they are named above")
         if (folder / "report.html").is_file():
             tell.print(f"report     {shown(folder / 'report.html')}", soft_wrap=True)
         tell.print(f"next       vertebra classify PHOTO --model {shown(folder)}", soft_wrap=True)
@@ -130,7 +131,9 @@ def _saved(folder: Path, recipe: str | None, out: Path | None) -> "RunConfig":
     if not (folder / CONFIG).is_file():
         raise VertebraError(f"{folder} holds no run to go on with (no {CONFIG}); give DATA and --out to start one")
     if out is not None and out.resolve() != folder.resolve():
-        raise VertebraError(f"--resume {folder} goes on in that folder; leave --out {out} out, or start anew with it")
+        raise typer.BadParameter(
+            f"--resume {folder} goes on in that folder; leave --out {out} out, or start anew with it"
+        )
     config = with_file(RunConfig(), folder / CONFIG)
     return config if recipe is None else replace(config, recipe=recipe)
 

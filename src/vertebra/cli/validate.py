@@ -102,12 +102,14 @@ def validate(
         run=trained(model),
     )
     if confusion is not None and chosen.part.classes is not None:
-        raise VertebraError("--confusion takes one class a photo, and this model answers each class by itself")
+        raise typer.BadParameter("--confusion takes one class a photo, and this model answers each class by itself")
     options: dict[str, Any] = {"batch_size": batch_size, "optimize": optimize or backend is not None, "exact": exact}
     options["backend"] = backend or "auto"
     place = pick_device(device) if artefact is None else "cpu"
     result = _measure(loaded, chosen.part, options, workers, place)
     if first_process():
+        if chosen.note:
+            complain(chosen.note)
         labels = known or tuple(f"class {i}" for i in range(loaded.num_classes))
         if confusion is not None:
             _write_confusion(confusion, labels, result)

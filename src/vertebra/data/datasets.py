@@ -82,6 +82,16 @@ class Dataset:
     source: str
     classes: tuple[str, ...]
     parts: Mapping[str, Part]
+    left_out: tuple[str, ...] = ()
+    """Splits of a hub's dataset that are none of `SPLITS`, as SVHN's `extra`."""
+
+    @property
+    def note(self) -> str:
+        """What to say of the data: which splits are left out, and why; "" where there is nothing to say."""
+        if not self.left_out:
+            return ""
+        names = ", ".join(map(repr, self.left_out))
+        return f"{self.source}: split {names} left out; only train, val and test are read"
 
     def part(self, name: str) -> Part:
         """A split by name. Raises `VertebraError` where there is none."""
@@ -112,7 +122,7 @@ def open_dataset(
     Tables only: `separator` stands between an image's classes, or `columns` of 0 and 1 say which it has.
     """
     source = str(source)
-    rows, ordered = _rows(source, separator, columns)
+    rows, ordered, left_out = _rows(source, separator, columns)
     if not rows:
         raise VertebraError(f"{source} holds no images in class folders; give a folder of class folders, or path,label")
     found = {name for row in rows for name in ((row.label,) if isinstance(row.label, str) else row.label)}
@@ -123,7 +133,7 @@ def open_dataset(
     for row in rows:
         grouped[row.split or "train"].append(row)
     order = [split for split in ("train", "val", "test") if split in grouped]
-    return Dataset(source, names, {split: _part(grouped[split], index) for split in order})
+    return Dataset(source, names, {split: _part(grouped[split], index) for split in order}, left_out)
 
 
 def _part(rows: Sequence[Row], index: Mapping[str, int]) -> Part:
@@ -228,25 +238,46 @@ def _by_number(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
 
 
-def _rows(source: str, separator: str | None, columns: Sequence[str]) -> tuple[list[Row], tuple[str, ...] | None]:
-    """What there is, and the classes' order where DATA says it."""
-    if not source.startswith("hf:"):
+def _rows(
+    source: str, separator: str | None, columns: Sequence[str]
+) -> tuple[list[Row], tuple[str, ...] | None, tuple[str, ...]]:
+    """What there is, the classes' order where DATA says it, and splits that are left out."""
+    hub = source.startswith("hf:")
+    if not hub:
         paths = _expand(source)
         if paths[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
-            return _from_table(paths[0], separator, columns)
+            return (*_from_table(paths[0], separator, columns), ())
     if separator is not None or columns:
         raise VertebraError(
             f"{source}: label_separator and label_columns are for tables (.csv, .tsv, .parquet); leave them out"
         )
-    return list(_single(source)), None
+    if hub:
+        rows, left_out = _from_hub(source.removeprefix("hf:"))
+        return rows, None, left_out
+    return list(_single(source)), None, ()
+
+
+def _from_hub(name: str) -> tuple[list[Row], tuple[str, ...]]:
+    """Its rows, and the splits left out: whoever put it there named them, and nobody here can name them anew."""
+    from vertebra.data.huggingface import splits
+
+    rows, left_out = list[Row](), list[str]()
+    for split, found in splits(name):
+        known = SPLITS.get(split.lower())
+        if known is None:
+            left_out.append(split)
+        else:
+            rows += [Row(sample, label, known) for sample, label in found]
+    if left_out and not rows:
+        raise VertebraError(
+            f"hf:{name}: split {left_out[0]!r} is none of train, val and test, and there is no other to read; "
+            "save its images as class folders, or as a table of path and label"
+        )
+    return rows, tuple(left_out)
 
 
 def _single(source: str) -> Iterator[Row]:
-    """Images in class folders, or such as a library lists."""
-    if source.startswith("hf:"):
-        from vertebra.data.huggingface import rows
-
-        return (Row(sample, label, _split_named(split)) for sample, label, split in rows(source.removeprefix("hf:")))
+    """Images in class folders."""
     paths = _expand(source)
     if len(paths) == 1 and paths[0].is_dir():
         members = list(list_folder(paths[0]))

@@ -38,26 +38,31 @@ class HubSample:
         raise VertebraError(f"{self.name}: cannot be read: there is no image in this row")
 
 
-def rows(name: str) -> Iterator[tuple[HubSample, str, str]]:
-    """(image, class name, split) of every row. `name` may carry a configuration: `owner/name:config`."""
+def splits(name: str) -> Iterator[tuple[str, Iterator[tuple[HubSample, str]]]]:
+    """Each split and its rows, (image, class name), which nothing reads before they are asked for.
+
+    `name` may carry a configuration: `owner/name:config`.
+    """
     try:
         library: Any = importlib.import_module("datasets")
     except ImportError as error:
         raise VertebraError(f"hf:{name} needs the library datasets: pip install datasets") from error
     repository, _, config = name.partition(":")
-    splits: Any = library.load_dataset(repository, config or None)
-    for split, table in splits.items():
-        features = table.features
-        images = [key for key, kind in features.items() if isinstance(kind, library.Image)]
-        labels = [key for key, kind in features.items() if isinstance(kind, library.ClassLabel)]
-        if not images or not labels:
-            raise VertebraError(
-                f"hf:{name}: its columns {', '.join(features)} hold no image, or no class label, to train on"
-            )
-        names: list[str] = features[labels[0]].names
-        encoded = table.cast_column(images[0], library.Image(decode=False))
-        for index, label in enumerate(_labelled(encoded[labels[0]], f"hf:{name}: {split}")):
-            yield HubSample(encoded, images[0], index, split), names[label], split
+    loaded: Any = library.load_dataset(repository, config or None)
+    for split, table in loaded.items():
+        yield split, _rows(library, table, split, f"hf:{name}")
+
+
+def _rows(library: Any, table: Any, split: str, where: str) -> Iterator[tuple[HubSample, str]]:
+    features = table.features
+    images = [key for key, kind in features.items() if isinstance(kind, library.Image)]
+    labels = [key for key, kind in features.items() if isinstance(kind, library.ClassLabel)]
+    if not images or not labels:
+        raise VertebraError(f"{where}: its columns {', '.join(features)} hold no image, or no class label, to train on")
+    names: list[str] = features[labels[0]].names
+    encoded = table.cast_column(images[0], library.Image(decode=False))
+    for index, label in enumerate(_labelled(encoded[labels[0]], f"{where}: {split}")):
+        yield HubSample(encoded, images[0], index, split), names[label]
 
 
 def _labelled(labels: Sequence[int | None], where: str) -> Sequence[int]:

@@ -33,7 +33,8 @@ def load_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:
     readers = {".txt": _from_text, ".json": _from_json, ".csv": _from_csv}
     reader = readers.get(file.suffix.lower())
     if reader is None:
-        raise VertebraError(f"{file}: labels are read from {', '.join(readers)} files, not {file.suffix or 'this'!r}")
+        own = f"not {file.suffix!r}" if file.suffix else "and this name has no ending"
+        raise VertebraError(f"{file}: labels are read from {', '.join(readers)} files, {own}")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

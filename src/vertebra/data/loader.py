@@ -80,7 +80,7 @@ class Order:
         uneven = self.batch_size % self.size != 0 or self.images < self.size
         if self.images < 1 or self.batch_size < 1 or (uneven and self.shuffle):
             raise VertebraError(
-                f"a batch of {self.batch_size} from {self.images} images does not go around {self.size} processes: "
+                f"a batch of {self.batch_size} of {self.images} images cannot be divided among {self.size} processes: "
                 "give a batch size that is a multiple of the processes, and more images than processes"
             )
 

@@ -208,7 +208,7 @@ class RandomResizedCrop(v2.RandomResizedCrop):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         if not flat_inputs:  # torchvision leaves out what is no image, and would hand it on as it is
-            raise VertebraError("cannot transform a thing that is neither a PIL image nor a tensor (..., c, h, w)")
+            raise VertebraError("cannot transform what is no image: give a PIL image, or a tensor (..., c, h, w)")
         image_size(flat_inputs[0])
         choice = int(torch.randint(len(self.interpolations), ()).item()) if len(self.interpolations) > 1 else 0
         return {**super().make_params(flat_inputs), "interpolation": self.interpolations[choice]}

@@ -138,7 +138,7 @@ def transforms_imagenet_train(
     """Random resized crop (`scale`: share of the area, `ratio`: width to height), flips, colours, erasing.
 
     `color_jitter` is one strength for brightness, contrast and saturation, or three (four with hue) strengths.
-    `auto_augment` names a policy (`vertebra.data.augment.auto_augment`); but for "3a", it takes the jitter's place.
+    `auto_augment` names a policy (`vertebra.data.augment.policies`); but for "3a", it takes the jitter's place.
     `interpolation="random"` draws bilinear or bicubic for each image. Erasing needs `normalize`.
     """
     geometry = _geometry(_square(_last_two(img_size)), interpolation, scale, ratio, hflip, vflip)

@@ -21,9 +21,12 @@ class DataConfig:
     start_size: int | None = None
     """Side in the first epoch; by two thirds of the run it has grown, 32 at a time, to `image_size`."""
     eval_size: int | None = None
-    """The same for validation; None: `image_size`."""
+    """Side that it is validated at, and that the saved model asks for; None: the one that it is trained on."""
     crop_pct: float | None = None
     """In validation, the crop's side as a share of the resized image's; None: the checkpoint's."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """In validation, of an image that is no square: its middle, all of it out of proportion, or all of it with a
+    border; None: the checkpoint's."""
     names: str | None = None
     """A table of two columns, folder (or index) and name, where folders are not called as classes should be."""
     label_separator: str | None = None
@@ -191,7 +194,7 @@ class StopConfig:
     patience: int | None = None
     """Epochs without a better top-1 (or mAP) in validation before the run ends early; None: never."""
     on_nan: Literal["stop", "rollback"] = "stop"
-    """A loss that is no number: stop, or go back to the last checkpoint and leave that step out."""
+    """A loss or gradient that is no number: stop, or go back to the last checkpoint and leave that step out."""
     rollbacks: int = 3
     """How often a run goes back before it stops."""
 

@@ -33,16 +33,11 @@ TORCHVISION = {
     "regnetx_160": "regnet_x_16gf",
     "regnetx_320": "regnet_x_32gf",
     "regnety_004": "regnet_y_400mf",
-    "regnety_008_tv": "regnet_y_800mf",
     "regnety_016": "regnet_y_1_6gf",
     "regnety_032": "regnet_y_3_2gf",
-    "regnety_080_tv": "regnet_y_8gf",
     "regnety_160": "regnet_y_16gf",
     "regnety_320": "regnet_y_32gf",
     "vit_base_patch16_224": "vit_b_16",
-    "vit_base_patch32_224": "vit_b_32",
-    "vit_large_patch16_224": "vit_l_16",
-    "vit_large_patch32_224": "vit_l_32",
 }
 """Our name -> torchvision's, of the same architecture."""
 CALIBRATION = 8

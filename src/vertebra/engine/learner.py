@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from vertebra.data import resolve_model_data_config
 from vertebra.engine.config import RunConfig
-from vertebra.hub.factory import create_model, load_model
+from vertebra.hub.factory import create_model, load_model, make_config
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import layer_groups
-from vertebra.spec import VertebraError
+from vertebra.spec import ModelConfig
+
+Size = tuple[int, int, int]
+"""(channels, height, width)"""
 
 LOUD = 0.05
 """Standard deviation above which the weights of a classifier start too large."""
@@ -26,22 +30,29 @@ GROWS_BY = 32
 """Pixels: what backbones reduce by, so that no size leaves odd maps (a DLA loses a tenth of its accuracy on those)."""
 
 
-def make_model(config: RunConfig, classes: Sequence[str], *, multi_label: bool = False) -> Backbone:
-    """The architecture with its start weights, a classifier for `classes`, and a record that names them."""
+def architecture(config: RunConfig) -> ModelConfig:
+    """The model's own config, as the run's options have it. Raises `UnknownNameError` for an option it lacks."""
+    arch = REGISTRY.split(config.model.name)[0]
+    return make_config(arch, REGISTRY.variant(arch), _options(config))
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
     chosen, size = config.model, config.data.image_size
-    options: dict[str, Any] = {"num_classes": len(classes), "drop_rate": chosen.drop_rate, **chosen.options}
+    options: dict[str, Any] = {"drop_rate": chosen.drop_rate, **chosen.options}
     if chosen.drop_path_rate is not None:
         options["drop_path_rate"] = chosen.drop_path_rate
     variant = REGISTRY.variant(REGISTRY.split(chosen.name)[0])
     if size and "img_size" in {f.name for f in fields(variant.config)}:
         options["img_size"] = size
-        if config.data.eval_size not in (None, size):
-            raise VertebraError(
-                f"data.eval_size={config.data.eval_size}: {chosen.name} is validated at the size it is trained on; "
-                "leave data.eval_size out"
-            )
-        if config.data.start_size is not None:
-            raise VertebraError(f"data.start_size: {chosen.name} takes images of one size; leave it out")
+    return options
+
+
+def make_model(config: RunConfig, classes: Sequence[str], *, multi_label: bool = False) -> tuple[Backbone, Size]:
+    """The architecture with its start weights, a classifier for `classes`, and a record that names them; and the size
+    of image that it is trained at, which the record does not say: it has that of validation.
+    """
+    chosen = config.model
+    options: dict[str, Any] = {"num_classes": len(classes), **_options(config)}
     model: Backbone
     if chosen.weights is not None:
         model = load_model(chosen.name, weights=chosen.weights, **options)
@@ -54,10 +65,17 @@ def make_model(config: RunConfig, classes: Sequence[str], *, multi_label: bool =
     if not starts or reset or model.load_report.reinitialised:
         _quiet(model)
     model.set_grad_checkpointing(chosen.grad_checkpointing)
+    size = _trained_at(model, config)
     _record(model, config, classes, starts)
     if multi_label:
         model.pretrained_cfg["multi_label"] = True
-    return model
+    return model, size
+
+
+def _trained_at(model: Backbone, config: RunConfig) -> Size:
+    own = cast("Size", tuple(cast("Sequence[int]", resolve_model_data_config(model)["input_size"])))
+    side = config.data.image_size
+    return own if side is None else (own[0], side, side)
 
 
 @torch.no_grad()
@@ -91,6 +109,8 @@ def _record(model: Backbone, config: RunConfig, classes: Sequence[str], starts: 
         record["input_size"] = (model.in_chans, size, size)
     if config.data.crop_pct:
         record["crop_pct"] = config.data.crop_pct
+    if config.data.crop_mode:
+        record["crop_mode"] = config.data.crop_mode
     record |= {"num_classes": len(classes), "label_names": tuple(classes)}
     model.pretrained_cfg = model.default_cfg = record
 

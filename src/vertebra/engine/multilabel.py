@@ -33,8 +33,8 @@ def settle(config: RunConfig, dataset: Dataset) -> Dataset:
         return dataset
     if config.loss.kind not in LOSSES:
         raise VertebraError(
-            f"{dataset.source} gives images several classes or none, and loss.kind={config.loss.kind} shares one "
-            f"answer among all; set loss.kind=bce, or {LOSSES[1]}"
+            f"{dataset.source} gives images several classes or none, and loss.kind={config.loss.kind} expects exactly "
+            f"one class per image; set loss.kind=bce, or {LOSSES[1]}"
         )
     if config.distill.teacher is not None:
         raise VertebraError(

@@ -56,7 +56,8 @@ def start(config: RunConfig, dataset: Dataset, classes: Sequence[str], out: Path
 def write_metrics(rows: Sequence[dict[str, float]], out: Path) -> None:
     """The whole table anew, so that a resumed run leaves no line twice."""
     text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(name for row in rows for name in row)  # an older version's rows may lack some
+    table = csv.DictWriter(text, list(columns), lineterminator="\n")
     table.writeheader()
     table.writerows({key: _short(value) for key, value in row.items()} for row in rows)
     _text(out / METRICS, text.getvalue())

@@ -95,17 +95,19 @@ class Reporter:
     def _facts(self, state: State) -> list[tuple[str, str]]:
         run = self.run
         parts = ", ".join(f"{len(part):,} {name}" for name, part in run.dataset.parts.items())
-        size = " x ".join(map(str, run.model.pretrained_cfg["input_size"]))
         count = sum(p.numel() for p in run.model.parameters())
         device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.machine()
         processes = run.accelerator.num_processes
         environment = ", ".join(f"{name} {version}" for name, version in versions().items())
         return [
-            ("model", f"{run.config.model.name}, {count / 1e6:.2f} M parameters, input {size}"),
+            ("model", f"{run.config.model.name}, {count / 1e6:.2f} M parameters, input {run.input}"),
             ("recipe", run.config.recipe or "none"),
             ("run", config_hash(run.config)),
             ("data", f"{run.config.data.source}: {parts} images, {len(run.classes)} classes"),
-            ("skipped", f"{len(state.skipped):,} training images that cannot be read"),
+            (
+                "skipped",
+                f"{len(state.skipped):,} training and {len(state.val_skipped):,} validation images that cannot be read",
+            ),
             ("machine", f"{processes} x {run.device.type} ({device}), precision {run.accelerator.mixed_precision}"),
             ("environment", f"Python {platform.python_version()}, {environment}"),
         ]

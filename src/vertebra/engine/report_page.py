@@ -227,7 +227,7 @@ def _classes(record: Mapping[str, Any]) -> str:
     rows = [row for row in record.get("classes", []) if row["images"]]
     if not rows:
         return ""
-    keys = [key for key in ("recall", "precision", "f1", "ap", "threshold") if key in rows[0]]
+    keys = [key for key in ("recall", "precision", "f1", "ap") if key in rows[0]]
     first = keys[0]
     rows.sort(key=lambda row: (row[first] if row[first] is not None else 2, row["name"]))
     head = "".join(f"<th>{key}</th>" for key in keys)

@@ -5,13 +5,23 @@ Each rule is whether it is broken, and the line that says so.
 
 from __future__ import annotations
 
+import inspect
+import math
+from typing import Any, cast
+
 import torch
 
+from vertebra.engine import plan
 from vertebra.engine.config import DistillConfig, RunConfig
+from vertebra.engine.learner import architecture
+from vertebra.engine.optim import OPTIMIZERS
 from vertebra.hub.registry import REGISTRY
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.models.vit import VitConfig
+from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, VertebraError, did_you_mean
 
 Rules = list[tuple[bool, str]]
+_SEEDS = 2**32
+"""NumPy's are below it."""
 
 
 def check(config: RunConfig) -> None:
@@ -22,9 +32,12 @@ def check(config: RunConfig) -> None:
     if not c.model.name:
         raise VertebraError("no model: --model NAME, as deit_tiny_patch16_224; `vertebra models` lists them")
     REGISTRY.split(c.model.name)
-    for wrong, message in (*_bounds(c), *_start_rules(c), *_mix_rules(c), *_schedule_rules(c), *_sharding_rules(c)):
+    of_numbers = (*_bounds(c), *_size_bounds(c), *_optim_rules(c), *_schedule_rules(c))
+    together = (*_start_rules(c), *_size_rules(c), *_mix_rules(c), *_sharding_rules(c))
+    for wrong, message in (*of_numbers, *together):
         if wrong:
             raise VertebraError(message)
+    _make(c)
     for wrong, message in (*_device_rules(c), *_tracker_rules(c)):
         if wrong:
             raise VertebraError(message)
@@ -39,14 +52,9 @@ def _bounds(c: RunConfig) -> Rules:
     workers, patience, thaw, threshold = c.data.workers, c.stop.patience, c.freeze.thaw_every, c.loss.target_threshold
     return [
         (c.epochs < 1, f"epochs={c.epochs}: give 1 or more"),
+        (not 0 <= c.seed < _SEEDS, f"seed={c.seed}: give a whole number from 0 to {_SEEDS - 1}"),
         (c.data.batch_size < 1, f"data.batch_size={c.data.batch_size}: give 1 or more"),
         (workers is not None and workers < 0, f"data.workers={workers}: give 0 (none) or more, or null"),
-        (c.optim.accumulate < 1, f"optim.accumulate={c.optim.accumulate}: give 1 or more"),
-        (c.optim.lr <= 0, f"optim.lr={c.optim.lr}: give a rate above 0"),
-        (
-            c.data.start_size is not None and not 16 <= c.data.start_size <= (c.data.image_size or 0),
-            f"data.start_size={c.data.start_size} grows to data.image_size={c.data.image_size}: 16 or more, to no less",
-        ),
         (not 0 < c.data.val_share < 1, f"data.val_share={c.data.val_share}: give a share between 0 and 1"),
         (not 0 <= c.loss.smoothing < 1, f"loss.smoothing={c.loss.smoothing}: give a share from 0 to below 1"),
         (
@@ -61,7 +69,84 @@ def _bounds(c: RunConfig) -> Rules:
         (thaw is not None and thaw <= 0, f"freeze.thaw_every={thaw}: give epochs above 0, or null"),
         (patience is not None and patience < 0, f"stop.patience={patience}: give 0 or more, or null"),
         (not 0 <= c.distill.alpha <= 1, f"distill.alpha={c.distill.alpha}: give a share from 0 to 1"),
+        (
+            not 0 < c.distill.temperature < math.inf,
+            f"distill.temperature={c.distill.temperature}: give a number above 0, as 1 (probabilities as they are)",
+        ),
+        (not 0 <= c.model.drop_rate < 1, f"model.drop_rate={c.model.drop_rate}: give a share from 0 to below 1"),
+        (
+            c.model.drop_path_rate is not None and not 0 <= c.model.drop_path_rate < 1,
+            f"model.drop_path_rate={c.model.drop_path_rate}: give a share from 0 to below 1, or null",
+        ),
     ]
+
+
+def _size_bounds(c: RunConfig) -> Rules:
+    """In pixels, and of crops."""
+    d = c.data
+    sizes = {"data.image_size": d.image_size, "data.eval_size": d.eval_size, "distill.image_size": c.distill.image_size}
+    return [
+        *(
+            (size is not None and size < 1, f"{name}={size}: give pixels above 0, or null for the default")
+            for name, size in sizes.items()
+        ),
+        (
+            d.start_size is not None and d.image_size is None,
+            f"data.start_size={d.start_size} has no size to grow to; set data.image_size, or leave it out",
+        ),
+        (
+            d.start_size is not None and not 16 <= d.start_size <= (d.image_size or d.start_size),
+            f"data.start_size={d.start_size} grows to data.image_size={d.image_size}: give 16 to data.image_size",
+        ),
+        (
+            d.crop_pct is not None and not 0 < d.crop_pct < math.inf,
+            f"data.crop_pct={d.crop_pct}: give a share above 0, as 0.875, or null for the checkpoint's",
+        ),
+    ]
+
+
+def _optim_rules(c: RunConfig) -> Rules:
+    o, clip = c.optim, c.optim.clip_norm
+    return [
+        (o.accumulate < 1, f"optim.accumulate={o.accumulate}: give 1 or more"),
+        (not 0 < o.lr < math.inf, f"optim.lr={o.lr}: give a rate above 0"),
+        (o.lr_batch is not None and o.lr_batch < 1, f"optim.lr_batch={o.lr_batch}: give 1 or more images, or null"),
+        (not 0 <= o.weight_decay < math.inf, f"optim.weight_decay={o.weight_decay}: give 0 or more"),
+        (
+            o.layer_decay is not None and not 0 < o.layer_decay <= 1,
+            f"optim.layer_decay={o.layer_decay}: give a share above 0 and up to 1, as 0.75, or null for one rate",
+        ),
+        (
+            clip is not None and not clip > 0,  # nan, too
+            f"optim.clip_norm={clip}: give a number above 0, or null for no bound",
+        ),
+        *_option_rules(c),
+    ]
+
+
+def _option_rules(c: RunConfig) -> Rules:
+    """The types of an optimiser's own options are those of its defaults. What it has not it refuses itself."""
+    if c.optim.name not in OPTIMIZERS:
+        return []
+    kind, _, allowed = OPTIMIZERS[c.optim.name]
+    defaults = inspect.signature(kind).parameters
+    own = {name: value for name, value in c.optim.options.items() if name in allowed}
+    wanted = {name: _wanted(value, defaults[name].default) for name, value in own.items()}
+    return [(bool(what), f"optim.options.{name}={own[name]!r}: give {what}") for name, what in wanted.items()]
+
+
+def _wanted(value: Any, default: Any) -> str:
+    """What is wanted in place of `value`; nothing where it is like the default."""
+
+    def number(one: Any) -> bool:
+        return type(one) in (int, float)
+
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, tuple):
+        pair = cast("list[Any]", list(value) if isinstance(value, (list, tuple)) else [])
+        return "" if len(pair) == 2 and all(map(number, pair)) else f"two numbers, as {list(cast('Any', default))}"
+    return "" if number(value) else "a number"
 
 
 def _start_rules(c: RunConfig) -> Rules:
@@ -86,6 +171,19 @@ def _start_rules(c: RunConfig) -> Rules:
             "freeze.depth without a checkpoint keeps random weights; add --pretrained or --weights FILE",
         ),
         (c.freeze.thaw_every is not None and not frozen, "freeze.thaw_every without freeze.depth thaws nothing"),
+    ]
+
+
+def _size_rules(c: RunConfig) -> Rules:
+    """Of models whose position embedding is made for one size."""
+    own = architecture(c)
+    if not isinstance(own, VitConfig):
+        return []
+    name, size, (height, width) = c.model.name, c.data.eval_size, own.image
+    one = f"{name} takes images of one size, {height} x {width} pixels; leave it out"
+    return [
+        (size is not None and (size, size) != own.image, f"data.eval_size={size}: {one}"),
+        (c.data.start_size is not None, f"data.start_size={c.data.start_size}: {one}"),
     ]
 
 
@@ -115,7 +213,13 @@ def _mix_rules(c: RunConfig) -> Rules:
 
 
 def _schedule_rules(c: RunConfig) -> Rules:
+    s, no_end = c.schedule, math.inf
+    from_0 = {name: getattr(s, name) for name in ("warmup_epochs", "warmup_lr", "min_lr", "power", "patience")}
+    above_0 = {name: getattr(s, name) for name in ("decay_epochs", "decay_rate")}
     return [
+        *((not 0 <= n < no_end, f"schedule.{name}={n}: give 0 or more") for name, n in from_0.items()),
+        *((not 0 < n < no_end, f"schedule.{name}={n}: give a number above 0") for name, n in above_0.items()),
+        (not 0 < s.rise < 1, f"schedule.rise={s.rise}: give a share between 0 and 1, as 0.3"),
         (
             c.schedule.warmup_epochs >= c.epochs,
             f"schedule.warmup_epochs={c.schedule.warmup_epochs} fills all {c.epochs} epochs; make it shorter",
@@ -175,3 +279,18 @@ def _tracker_rules(c: RunConfig) -> Rules:
             (name not in here, f"trackers: {name} is not installed; pip install {name}, or leave it out of trackers"),
         ]
     return rules
+
+
+def _make(c: RunConfig) -> None:
+    """Raise for what the parts of a run refuse themselves, in their words. The sizes are stand-ins."""
+    plan.make_schedule(c, updates=1)
+    plan.make_loss(c, None)
+    plan.make_mix(c, num_classes=2)
+    plan.make_reader(c, c.data.image_size or 224, IMAGENET_MEAN)
+    plan.make_finish(c, IMAGENET_MEAN, IMAGENET_STD)
+    try:
+        plan.make_optimizer(c, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    except VertebraError:
+        raise
+    except ValueError as error:  # torch's own, of numbers out of range
+        raise VertebraError(f"optim.options={dict(c.optim.options)}: {c.optim.name}: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,8 @@ from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
 Config = TypeVar("Config")
 _NOT_COMPUTED = ("save_every", "trackers", "data.workers", "data.source", "sharding")
 """Fields that leave the weights as they are: a run may go on with others. Of data, the fingerprint decides."""
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+"""What YAML takes for a word where the point is missing: 1e-6."""
 
 
 def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
@@ -76,20 +79,38 @@ def overlay(config: Config, changes: Mapping[str, Any], where: str = "") -> Conf
         if is_dataclass(own):
             out[key] = overlay(own, value, f"{where}{key}.")
         elif isinstance(own, dict):
-            out[key] = _joined(cast("dict[str, Any]", own), value, f"{where}{key}")
+            words = str in typing.get_args(typing.get_args(kinds[key])[1])
+            out[key] = _joined(cast("dict[str, Any]", own), value, f"{where}{key}", words=words)
         else:
             out[key] = _as(kinds[key], value, f"{where}{key}")
     return cast("Config", replace(cast("Any", config), **out))
 
 
-def _joined(own: Mapping[str, Any], given: Any, name: str) -> dict[str, Any]:
-    """Options, those given in place of one's own; null or {} takes all of them away, null as a value just that one."""
+def _joined(own: Mapping[str, Any], given: Any, name: str, *, words: bool) -> dict[str, Any]:
+    """Options, those given in place of one's own; null or {} takes all of them away, null as a value just that one.
+
+    `words`: whether a value may be one.
+    """
     if given is None or given == {}:
         return {}
     if not isinstance(given, Mapping):
         raise VertebraError(f"{name}={given!r}: give names and values, as {{momentum: 0.9}}; null for none")
-    joined = {**own, **cast("Mapping[str, Any]", given)}
+    options = cast("Mapping[str, Any]", given)
+    joined = {**own, **{key: _option(value, f"{name}.{key}", words) for key, value in options.items()}}
     return {key: value for key, value in joined.items() if value is not None}
+
+
+def _option(value: Any, name: str, words: bool) -> Any:
+    """One option's value: of no declared type, because a model or an optimiser alone knows its own options."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        items = [_option(item, name, words) for item in cast("list[Any]", value)]
+        return items if isinstance(value, list) else tuple(items)
+    if value is None or isinstance(value, (bool, int, float)) or (words and isinstance(value, str)):
+        return value
+    wanted = "a number, a word, true or false, or a list of such" if words else "a number, true or false, or [a, b]"
+    raise VertebraError(f"{name}={value!r}: give {wanted}")
 
 
 def _unknown(key: str, names: list[str], where: str) -> UnknownNameError:

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, KwargsHandler, set_seed
 from rich.console import Console
 from torch import Tensor, nn
 
-from vertebra.data import create_train_reader, create_transform, resolve_model_data_config
-from vertebra.data.augment.batch import RandomErasingBatch
+from vertebra.data import create_transform, resolve_model_data_config
 from vertebra.data.datasets import Dataset, Part, class_counts, open_dataset, with_validation
 from vertebra.data.loader import Loader, Order, default_workers
 from vertebra.data.mix import Mixup
-from vertebra.data.normalize import NormalizeBatch
 from vertebra.engine.config import RunConfig
 from vertebra.engine.ema import Ema
 from vertebra.engine.evaluate import eval_loader
-from vertebra.engine.learner import frozen_depth, make_model
-from vertebra.engine.losses import Distillation, class_weights, create_loss
+from vertebra.engine.learner import Size, frozen_depth, make_model
+from vertebra.engine.losses import Distillation, class_weights
 from vertebra.engine.multilabel import settle
-from vertebra.engine.optim import create_optimizer
+from vertebra.engine.plan import make_finish, make_loss, make_mix, make_optimizer, make_reader, make_schedule
 from vertebra.engine.rules import check, on_cpu
 from vertebra.engine.schedule import Schedule
 from vertebra.engine.sharding import shard
@@ -39,6 +37,11 @@ from vertebra.models.groups import freeze
 from vertebra.runtime.machine import cores, native_bf16
 from vertebra.runtime.memory import keep_freed_memory
 from vertebra.spec import VertebraError
+
+ASKING = timedelta(hours=6)
+"""How long processes wait for the first one while it asks the teacher about every image: ImageNet's 1.3 million at 60 a
+second. No longer: as long as that would they wait for one that hangs.
+"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +55,8 @@ class Run:
     """What the classes are called, which may be more readable than the folders."""
     fingerprint: dict[str, Any]
     model: Backbone
+    size: Size
+    """That it is trained at; its own record has the one that it is validated at."""
     net: nn.Module
     layout: torch.memory_format
     """Of the images that `net` takes."""
@@ -77,6 +82,13 @@ class Run:
     def sharded(self) -> bool:
         return self.config.sharding != "none"
 
+    @property
+    def input(self) -> str:
+        """What the model takes, in words."""
+        validated: Size = self.model.pretrained_cfg["input_size"]
+        apart = "" if validated[-2:] == self.size[-2:] else f", validated at {' x '.join(map(str, validated[-2:]))}"
+        return " x ".join(map(str, self.size)) + apart
+
 
 def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
     """Everything, on its device. Raises `VertebraError` for what cannot be."""
@@ -87,9 +99,9 @@ def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
     dataset = _dataset(config)
     classes = readable(dataset.classes, config.data.names)
     set_seed(config.seed)
-    model = make_model(config, classes, multi_label=dataset.multi_label)
+    model, size = make_model(config, classes, multi_label=dataset.multi_label)
     data = cast("dict[str, Any]", resolve_model_data_config(model))
-    train, val, finish_val = _loaders(config, dataset, data, accelerator)
+    train, val, finish_val = _loaders(config, dataset, data, size, accelerator)
     updates = _updates(config, train)
     device = accelerator.device
     model.to(device)
@@ -107,15 +119,16 @@ def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
         classes=classes,
         fingerprint=dataset.fingerprint(),
         model=model,
+        size=size,
         net=net,
         layout=layout,
         ema=ema,
         optimizer=optimizer,
-        schedule=_schedule(config, updates),
+        schedule=make_schedule(config, updates),
         loss=_loss(config, dataset, model, taught=teacher is not None).to(device),
         teacher=teacher,
-        finish=_finish(config, data).to(device),
-        mix=_mix(config, len(classes)),
+        finish=make_finish(config, data["mean"], data["std"]).to(device),
+        mix=make_mix(config, len(classes)),
         train=train,
         val=val,
         finish_val=finish_val,
@@ -145,7 +158,7 @@ def _prepared(config: RunConfig, model: Backbone, ema: Ema | None, accelerator: 
     if config.sharding != "none":
         for part in (model, *([] if ema is None else [cast("Backbone", ema.module)])):
             shard(part, accelerator.device)
-    optimizer = _optimizer(config, model)
+    optimizer = make_optimizer(config, model)
     if config.freeze.thaw_every is None:  # DDP looks once, when it wraps, at what learns
         freeze(model, frozen_depth(config, model, 0))
     if config.sharding != "none":
@@ -175,12 +188,15 @@ def _accelerator(config: RunConfig, out: Path) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
     GradientState._reset_state()  # pyright: ignore[reportPrivateUsage]
     thaws = config.freeze.thaw_every is not None
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(find_unused_parameters=thaws)]
+    if config.distill.cache is not None:
+        handlers.append(InitProcessGroupKwargs(timeout=ASKING))
     accelerator = Accelerator(
         cpu=on_cpu(config),
         mixed_precision=_precision(config),
         log_with=list(config.trackers) or None,
         project_dir=out,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=thaws)],
+        kwargs_handlers=handlers,
     )
     if config.sharding != "none" and accelerator.num_processes == 1:
         raise VertebraError(
@@ -207,24 +223,21 @@ def _workers(config: RunConfig) -> int:
 
 
 def _loaders(
-    config: RunConfig, dataset: Dataset, data: dict[str, Any], accelerator: Accelerator
+    config: RunConfig, dataset: Dataset, data: dict[str, Any], trained: Size, accelerator: Accelerator
 ) -> tuple[Loader, Loader, Callable[[Tensor], Tensor]]:
-    c, a = config.data, config.augment
+    c = config.data
     size, rank = accelerator.num_processes, accelerator.process_index
     part = dataset.part("train")
     workers = _workers(config)
-    read = create_train_reader(
-        c.image_size or data["input_size"],
-        scale=a.scale,
-        ratio=a.ratio,
-        hflip=a.hflip,
-        vflip=a.vflip,
-        color_jitter=a.color_jitter,
-        auto_augment=a.auto_augment,
-        interpolation=a.interpolation,
-        mean=data["mean"],
+    read = make_reader(config, trained, data["mean"])
+    order = Order(
+        images=len(part),
+        batch_size=c.batch_size,
+        seed=config.seed,
+        repeats=config.augment.repeats,
+        size=size,
+        rank=rank,
     )
-    order = Order(images=len(part), batch_size=c.batch_size, seed=config.seed, repeats=a.repeats, size=size, rank=rank)
     train = Loader(part, read, order, workers=workers, pin=accelerator.device.type == "cuda")
     transform = create_transform(**data, is_training=False)
     held = dataset.part("val")
@@ -232,82 +245,17 @@ def _loaders(
     return train, val, finish
 
 
-def _finish(config: RunConfig, data: dict[str, Any]) -> nn.Module:
-    a = config.augment
-    steps: list[nn.Module] = [NormalizeBatch(data["mean"], data["std"])]
-    if a.re_prob > 0:
-        steps.append(RandomErasingBatch(a.re_prob, a.re_mode, a.re_count))
-    return nn.Sequential(*steps)
-
-
-def _mix(config: RunConfig, num_classes: int) -> Mixup | None:
-    a = config.augment
-    if a.mixup == 0 and a.cutmix == 0:
-        return None
-    return Mixup(
-        a.mixup,
-        a.cutmix,
-        prob=a.mix_prob,
-        switch_prob=a.switch_prob,
-        mode=a.mix_mode,
-        label_smoothing=config.loss.smoothing,
-        num_classes=num_classes,
-    )
-
-
 def _loss(config: RunConfig, dataset: Dataset, model: Backbone, *, taught: bool) -> nn.Module:
-    c = config.loss
     weight = None
-    if c.balance:
+    if config.loss.balance:
         counts = class_counts(dataset.part("train"), dataset.classes)
         weight = class_weights(torch.tensor(list(counts.values())))
-    base = create_loss(
-        c.kind,
-        smoothing=c.smoothing,
-        weight=weight,
-        target_threshold=c.target_threshold,
-        sum_classes=c.sum_classes,
-        gamma=c.gamma,
-    )
+    base = make_loss(config, weight)
     if not taught:
         return base
     if hasattr(model, "set_distilled_training"):
         cast("Any", model).set_distilled_training()
     return Distillation(base, config.distill.kind, config.distill.alpha, config.distill.temperature)
-
-
-def global_lr(config: RunConfig) -> float:
-    """The learning rate for the batch that one update really sees."""
-    c = config.optim
-    return c.lr if c.lr_batch is None else c.lr * config.data.batch_size * c.accumulate / c.lr_batch
-
-
-def _optimizer(config: RunConfig, model: Backbone) -> torch.optim.Optimizer:
-    c = config.optim
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in c.options.items()}
-    return create_optimizer(
-        model, c.name, lr=global_lr(config), weight_decay=c.weight_decay, layer_decay=c.layer_decay, **options
-    )
-
-
-def _schedule(config: RunConfig, updates: int) -> Schedule:
-    """In updates; plateau in epochs, after each of which there is a metric."""
-    c = config.schedule
-    unit = 1 if c.kind == "plateau" else updates
-    return Schedule(
-        kind=c.kind,
-        lr=global_lr(config),
-        total=config.epochs * unit,
-        lr_min=c.min_lr,
-        warmup=c.warmup_epochs if c.kind == "plateau" else math.ceil(c.warmup_epochs * unit),
-        warmup_lr=c.warmup_lr if c.warmup_epochs else 0.0,
-        power=c.power,
-        decay=c.decay_rate,
-        decay_steps=c.decay_epochs * unit,
-        milestones=tuple(m * unit for m in c.milestones),
-        patience=c.patience,
-        rise=c.rise,
-    )
 
 
 def readable(folders: Sequence[str], path: str | None) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ class State:
     """This epoch's training time so far."""
     skipped: dict[int, str] = field(default_factory=dict[int, str])
     """Training images that could not be read, by position, and why."""
+    val_skipped: dict[int, str] = field(default_factory=dict[int, str])
+    """Validation images."""
     left_out: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """(epoch, step) of updates that gave no number, and are left out since."""
     metrics: list[dict[str, float]] = field(default_factory=list[dict[str, float]])

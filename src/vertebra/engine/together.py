@@ -21,25 +21,41 @@ from vertebra.spec import VertebraError
 
 
 class NotFiniteError(VertebraError):
-    """The loss or the weights are no numbers, in the update that begins with `step`."""
+    """The loss, the gradient or the weights are no numbers, in the update that begins with `step`."""
 
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
 
 
-def agree(run: Run, epoch: int, losses: list[tuple[int, Tensor]], stop: bool, due: bool) -> tuple[bool, bool]:
+def agree(run: Run, epoch: int, updates: list[tuple[int, Tensor]], stop: bool, due: bool) -> tuple[bool, bool]:
     """(stop?, save?): what any process wants, all do; when to save, the first one decides.
 
-    `losses`: (step, sum) of the updates since the last time. Raises `NotFiniteError` for the first that is no number.
+    `updates`: (step, (loss, norm of the gradient)) of those since the last time. Raises `NotFiniteError` for the first
+    in which one of both is no number.
     """
-    finite = torch.stack([loss for _, loss in losses]).isfinite().tolist() if losses else []
-    bad = next((step for (step, _), fine in zip(losses, finite, strict=True) if not fine), -1)
-    rows = _rows(run, [bad, stop, due])
-    bad = int(min((row[0] for row in rows if row[0] >= 0), default=-1))
-    if bad >= 0:
-        raise NotFiniteError(f"the loss is no finite number in {_named(run, epoch, bad)}", bad)
-    return any(row[1] for row in rows), bool(rows[0][2])
+    finite = torch.stack([both for _, both in updates]).isfinite().tolist() if updates else []
+    bad = [next((s for (s, _), fine in zip(updates, finite, strict=True) if not fine[i]), -1) for i in (0, 1)]
+    rows = _rows(run, [*bad, stop, due])
+    found = [(int(row[i]), i) for row in rows for i in (0, 1) if row[i] >= 0]
+    if found:
+        step, which = min(found)  # where neither is one, the loss made the gradient so
+        what = ("loss", "gradient")[which]
+        raise NotFiniteError(f"the {what} is no finite number in {_named(run, epoch, step)}", step)
+    return any(row[2] for row in rows), bool(rows[0][3])
+
+
+@torch.no_grad()
+def gradient_norm(run: Run, clipped: Tensor | None) -> Tensor:
+    """Of what this process holds of it. `clipped`: what clipping found, where it looked already.
+
+    0 where a scaler looks (fp16): it meets infinite ones all the time, leaves those updates out and scales by less.
+    """
+    if run.accelerator.scaler is not None:
+        return torch.zeros((), device=run.device)
+    if clipped is not None:
+        return _own(clipped)
+    return torch.nn.utils.get_total_norm([_own(p.grad) for p in run.model.parameters() if p.grad is not None])
 
 
 def check_weights(run: Run, epoch: int, step: int) -> None:
@@ -79,18 +95,18 @@ def absorb(run: Run, state: State, totals: Tensor, seconds: float, progress: Pro
     if run.accelerator.num_processes > 1:
         whole = cast("Tensor", run.accelerator.reduce(totals, "sum"))
         found = cast("list[tuple[int, str]]", gather_object(list(state.skipped.items())))
-        note_skipped(state, sorted(set(found)), progress)
+        note_skipped(state.skipped, sorted(set(found)), progress)
     state.loss_sum += float(whole[0])
     state.seen += int(whole[1])
     state.seconds += seconds
     totals.zero_()
 
 
-def note_skipped(state: State, found: list[tuple[int, str]], progress: Progress) -> None:
+def note_skipped(known: dict[int, str], found: list[tuple[int, str]], progress: Progress) -> None:
     """Each image that could not be read once."""
     for index, why in found:
-        if index not in state.skipped:
-            state.skipped[index] = why
+        if index not in known:
+            known[index] = why
             progress.say(f"skipped    {why}")
 
 

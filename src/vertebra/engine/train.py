@@ -38,6 +38,7 @@ from vertebra.engine.together import (
     absorb,
     agree,
     check_weights,
+    gradient_norm,
     note_skipped,
     share_statistics,
     skipped_in,
@@ -61,14 +62,17 @@ class Result:
     best_epoch: int
     metrics: list[dict[str, float]]
     skipped: dict[int, str]
+    """Training images that could not be read, by position in their split, and why."""
+    val_skipped: dict[int, str]
+    """Validation images."""
     stopped_early: bool
 
 
 def train(config: RunConfig, out: Path, *, resume: bool = False, console: Console | None = None) -> Result:
     """Run `config` in the folder `out`; `resume` goes on from its newest checkpoint, where it has one.
 
-    Raises `InterruptedRunError` after Ctrl-C, `NotFiniteError` where the loss is no number, `CheckpointError` where a
-    checkpoint cannot be written or does not belong to this run.
+    Raises `InterruptedRunError` after Ctrl-C, `NotFiniteError` where the loss or the gradient is no number,
+    `CheckpointError` where a checkpoint cannot be written or does not belong to this run.
     """
     if os.environ.get("RANK", "0") == "0":
         outdir.claim(out, resume)
@@ -84,7 +88,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
         progress.close()
         run.train.close()
         run.val.close()
-    return Result(out, outdir.best(state.metrics), state.metrics, state.skipped, stopped)
+    return Result(out, outdir.best(state.metrics), state.metrics, state.skipped, state.val_skipped, stopped)
 
 
 @contextmanager
@@ -153,10 +157,10 @@ def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed:
     began = saved = time.monotonic()
     while state.step < run.updates * every:
         group = [next(batches) for _ in range(every)]
-        note_skipped(state, skipped_in(group), progress)
+        note_skipped(state.skipped, skipped_in(group), progress)
         if (state.epoch, state.step) not in state.left_out:
-            sums = _update(run, state, group)
-            unseen.append((state.step, sums[0]))
+            sums, norm = _update(run, state, group)
+            unseen.append((state.step, torch.stack([sums[0], norm])))
             totals += sums
         state.step += every
         state.updates += 1
@@ -184,8 +188,10 @@ def _zeros(run: Run) -> Tensor:
     return torch.zeros(2, dtype=torch.float32 if run.device.type == "mps" else torch.float64, device=run.device)
 
 
-def _update(run: Run, state: State, group: list[Batch]) -> Tensor:
-    """Forward, backward, optimiser, average. Returns (sum of losses, images)."""
+def _update(run: Run, state: State, group: list[Batch]) -> tuple[Tensor, Tensor]:
+    """Forward, backward, optimiser, average. Returns (sum of losses, images), and the norm of the gradient: a loss that
+    is a number may have one that is none, and the next loss would be blamed for the weights that it leaves.
+    """
     accelerator, c = run.accelerator, run.config.optim
     set_lr(run.optimizer, _lr(run, state))
     totals = _zeros(run)
@@ -197,15 +203,15 @@ def _update(run: Run, state: State, group: list[Batch]) -> Tensor:
             loss, count = _loss(run, state, batch)
             accelerator.backward(loss / len(group))
         totals += torch.stack([loss.detach().to(totals.dtype) * count, totals.new_tensor(float(count))])
-    if c.clip_norm is not None:
-        accelerator.clip_grad_norm_(run.model.parameters(), c.clip_norm)
+    clipped = None if c.clip_norm is None else accelerator.clip_grad_norm_(run.model.parameters(), c.clip_norm)
+    norm = gradient_norm(run, clipped).to(totals)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.sharded:
         sharding.share_buffers(run.model)
     if run.ema is not None:
         run.ema.update(run.model, state.updates)
-    return totals
+    return totals, norm
 
 
 def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
@@ -269,7 +275,9 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
     }
     share_statistics(run)
     result = validate(run)
+    note_skipped(state.val_skipped, result.skipped, progress)
     row |= {f"val_{name}": value for name, value in result.metrics.summary().items()}
+    row["val_skipped"] = len(result.skipped)
     state.metrics.append(row)
     state.epoch, state.step, state.loss_sum, state.seen, state.seconds = state.epoch + 1, 0, 0.0, 0, 0.0
     if run.config.trackers:
@@ -349,7 +357,6 @@ def _resumed(run: Run, state: State, processes: int) -> str:
 def describe(run: Run) -> list[str]:
     """What is about to happen, in a few lines."""
     parts = ", ".join(f"{len(part):,} {name}" for name, part in run.dataset.parts.items())
-    size = " x ".join(map(str, run.model.pretrained_cfg["input_size"]))
     all_, learning = (sum(p.numel() for p in run.model.parameters() if p.requires_grad or frozen) for frozen in (1, 0))
     some = "" if learning == all_ else f" ({learning / 1e6:.2f} M learn)"
     numbers = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)
@@ -357,6 +364,7 @@ def describe(run: Run) -> list[str]:
     return [
         f"data       {parts} images, {len(run.classes)} classes{several}: {', '.join(run.classes[:5])}"
         + (" ..." if len(run.classes) > 5 else ""),
-        f"model      {run.config.model.name}, {all_ / 1e6:.2f} M parameters{some}, input {size}, {numbers}",
+        *([f"note       {run.dataset.note}"] if run.dataset.note else []),
+        f"model      {run.config.model.name}, {all_ / 1e6:.2f} M parameters{some}, input {run.input}, {numbers}",
         f"steps      {run.config.epochs} epochs of {run.updates} updates, {run.train.order.batch_size} images",
     ]

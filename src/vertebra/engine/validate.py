@@ -51,6 +51,8 @@ class Split:
     part: Part
     held_out: bool = False
     """Whether the run, and not DATA, says which images these are."""
+    note: str = ""
+    """`Dataset.note`: what to say of the data."""
 
 
 def trained(model: str | Path) -> Trained | None:
@@ -85,7 +87,7 @@ def validation_split(
     dataset = one_each(shared_out or listed)
     if dataset.multi_label and not multi_label:
         raise VertebraError(
-            f"{source} gives images several classes or none, and the model shares one answer among all of its classes; "
+            f"{source} gives images several classes or none, and the model expects exactly one class per image; "
             "give one that was trained on such data, with loss.kind=bce"
         )
     name = split or _default_split(dataset)
@@ -97,7 +99,7 @@ def validation_split(
         separator = separator or own.label_separator
         names = own.names if names is None and not set(dataset.classes) <= set(known or ()) else names
     part = _counted_as(part, readable(dataset.classes, names), known, num_classes, str(source), separator)
-    return Split(name, part, shared_out is not None)
+    return Split(name, part, shared_out is not None, dataset.note)
 
 
 def _counted_as(

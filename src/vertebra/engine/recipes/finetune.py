@@ -30,5 +30,5 @@ def config() -> RunConfig:
         loss=LossConfig(smoothing=0.1),
         optim=OptimConfig(name="adamw", lr=5e-4, weight_decay=0.05, layer_decay=0.75, clip_norm=1.0),
         schedule=ScheduleConfig(kind="one_cycle", rise=0.15),
-        ema=EmaConfig(decay=0.998),
+        ema=EmaConfig(decay=0.995),
     )

@@ -2,7 +2,7 @@
 
 Command    vertebra train photos/ --model deit_tiny_patch16_224 --recipe linear-probe
 Method     AdamW on the head alone, cosine, flips and mild crops, 20 epochs; a third of fine-tuning's time an epoch.
-Expect     some points of accuracy below `finetune`, above it with fewer than about ten photos a class.
+Expect     less accuracy than `finetune` where classes have tens of photos or more; not measured here yet.
 """
 
 from vertebra.engine.config import (
