@@ -19,6 +19,8 @@ import torch
 import vertebra
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+SHARED = Path(os.environ.get("VERTEBRA_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+"""Weights, photos and training sets: `../shared/data`, or in the folder that VERTEBRA_SHARED names."""
 
 
 def machine() -> dict[str, str]:
@@ -66,8 +68,8 @@ def interleave(
     return times
 
 
-def twins(name: str) -> tuple[Any, Any]:
-    """Ours and timm's model, in evaluation mode, with the same random weights and the statistics that go with them.
+def twins(name: str, images: torch.Tensor | None = None) -> tuple[Any, Any]:
+    """Ours and timm's model, in evaluation mode, with the same random weights and their statistics of `images` (noise).
 
     With statistics drawn at random, too, a deep network's answers grow beyond what 8 bits can tell apart.
     """
@@ -76,7 +78,7 @@ def twins(name: str) -> tuple[Any, Any]:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the mean of what was seen
     with torch.no_grad():
-        theirs(torch.randn(4, *theirs.default_cfg["input_size"]))
+        theirs(torch.randn(4, *theirs.default_cfg["input_size"]) if images is None else images)
     state = theirs.eval().state_dict()
     ours = vertebra.create_model(name, device="meta").eval()
     ours.load_state_dict({k: v.clone() for k, v in state.items()}, strict=True, assign=True)

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import keep
-from training import SHARED, WORKERS, cut
+from common import SHARED, keep
+from training import WORKERS, cut
 
 BOTH = (
     f"data.names={SHARED / 'tiny-imagenet-100' / 'classes.csv'}",

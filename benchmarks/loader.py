@@ -10,7 +10,6 @@ Files come from `../shared/data`, or from the folder that VERTEBRA_SHARED names.
 """
 
 import itertools
-import os
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import PIL.ImageOps
 import torch
-from common import keep, median
+from common import SHARED, keep, median
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_loader
 
 from vertebra.data import create_train_reader, jpeg
@@ -34,7 +33,6 @@ from vertebra.data.normalize import NormalizeBatch
 CONFIG = "rand-m9-mstd0.5-inc1"
 BATCH = 32
 BAR = 1.8
-SHARED = Path(os.environ.get("VERTEBRA_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
 _posterize = PIL.ImageOps.posterize
 # timm sometimes posterises to 0 bits, which Pillow 13 refuses: without this it would stop on its way.

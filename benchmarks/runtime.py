@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import geometric_mean, interleave, keep, median, twins
+from common import SHARED, geometric_mean, interleave, keep, median, twins
 from runtime_folder import folder, second_start
 
 import vertebra
@@ -42,7 +42,6 @@ MODELS = {
     "dpn92": "dpn92",
 }
 NEAR_PEAK = ("dla34", "dla102", "cspdarknet53")
-PHOTOS = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 Call = Callable[[torch.Tensor], Any]
 
 
@@ -195,12 +194,13 @@ def csp(options: argparse.Namespace, lines: list[str], figures: dict[str, Any]) 
 
 def int8(options: argparse.Namespace, lines: list[str], figures: dict[str, Any]) -> None:
     """Speed against timm eager f32 (calibrated with photos), and agreement on DeiT-Tiny's real weights."""
-    photos = sorted((PHOTOS / "photos").glob("*.JPEG"))
+    photos = sorted((SHARED / "photos").glob("*.JPEG"))
     ratios = list[float]()
     for label in options.models:
-        ours, theirs = pair(MODELS[label], "cpu")
-        transform = create_transform(**resolve_model_data_config(ours), is_training=False)
+        data = resolve_model_data_config(vertebra.create_model(MODELS[label], device="meta"))
+        transform = create_transform(**data, is_training=False)
         sample = torch.stack([transform(decode(p)) for p in photos[:: max(1, len(photos) // 32)]])
+        ours, theirs = twins(MODELS[label], sample)
         fast = vertebra.optimize(ours, dtype="int8", sample=sample)
         for batch in (1, 8):
             x = sample[:batch].contiguous()
@@ -212,10 +212,10 @@ def int8(options: argparse.Namespace, lines: list[str], figures: dict[str, Any])
             )
             print(lines[-1], flush=True)
     name = "deit_tiny_patch16_224"
-    real = vertebra.load_model(name, weights=PHOTOS / "weights" / f"{name}.safetensors").eval()
+    real = vertebra.load_model(name, weights=SHARED / "weights" / f"{name}.safetensors").eval()
     transform = create_transform(**resolve_model_data_config(real), is_training=False)
-    with np.load(PHOTOS / "weights" / f"{name}_logits.npz") as stored:
-        images = torch.stack([transform(decode(PHOTOS / "photos" / file)) for file in stored["files"].tolist()])
+    with np.load(SHARED / "weights" / f"{name}_logits.npz") as stored:
+        images = torch.stack([transform(decode(SHARED / "photos" / file)) for file in stored["files"].tolist()])
         reference = torch.tensor(stored["logits"]).argmax(1)
     fast = vertebra.optimize(real, dtype="int8", sample=images[::3])
     agreement = (torch.cat([fast(part) for part in images.split(16)]).argmax(1) == reference).double().mean().item()

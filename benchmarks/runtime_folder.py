@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import median
+from common import SHARED, median
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 COPIES = 4
 
 

@@ -30,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import keep, median
+from common import SHARED, keep, median
 
 CLASSES, SIZE, BATCH, LR, DECAY, ERASE, SMOOTHING = 20, 64, 64, 0.1, 5e-4, 0.25, 0.1
 MODEL, POLICY, SCALE = "dla46_c", "rand-m9-mstd0.5-inc1", (0.25, 1.0)
-SHARED = Path(os.environ.get("VERTEBRA_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 ON_GPU = torch.cuda.is_available()
 WORKERS = min(8, os.cpu_count() or 2)
 BAR = 1.2 if ON_GPU else 1.8

@@ -23,7 +23,7 @@ DEFAULT_MODEL = "dla102.in1k"
 OWN_MODEL = "dla46_c.tin100"
 """Comes with the package."""
 BAR, LABEL, GAPS = 40, 32, 12
-"""Greatest width of a bar and a label; what index, percentage and spaces between columns take."""
+"""Greatest width of a bar and a label; what the percentage and spaces between columns take."""
 
 
 def classify(

@@ -119,7 +119,7 @@ def _pairs(pairs: dict[str, str]) -> "Table":
 
 
 def _stage_table(stages: list[dict[str, Any]]) -> "Table":
-    """Like stages in a row (a ViT's blocks) share a line. A star: what `features_only=True` returns."""
+    """Like stages in a row (a ViT's blocks) share a line. By default: what `features_only=True` returns."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")

@@ -20,7 +20,7 @@ class Sort(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the list. `macs` in 10^9, `params` a count; both None-able where nobody measured."""
+    """One line of the list. `gmacs` is None where nobody measured."""
 
     name: str
     family: str

@@ -1,6 +1,5 @@
 """A foreign checkpoint -> one safetensors file of ours that carries its whole record, checked by running it."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vertebra.hub.factory import describe, load_model
+from vertebra.hub.fetch import sha256
 from vertebra.hub.fit import LoadReport
 from vertebra.hub.pretrained import METADATA_KEY
 from vertebra.hub.save import halved, save_model
@@ -43,7 +43,7 @@ def convert(checkpoint: str | Path, model_name: str | None, out: str | Path, *, 
     model = (load_model(checkpoint) if model_name is None else load_model(model_name, weights=checkpoint)).eval()
     if half:
         _round(model)
-    digest = _sha256(checkpoint)
+    digest = sha256(checkpoint)
     record = {k: v for k, v in json.loads(metadata.get(METADATA_KEY, "{}")).items() if k not in describe(model)}
     source = {"file": checkpoint.name, "sha256": digest}
     temporary = out.with_name(f".{out.stem}.unverified.safetensors")
@@ -57,11 +57,6 @@ def convert(checkpoint: str | Path, model_name: str | None, out: str | Path, *, 
     count = sum(p.numel() for p in model.parameters())
     wrapper = metadata.get("wrapper", "")
     return Conversion(out, arch, model.num_classes, count, wrapper, model.load_report, digest)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ def _download(url: str, path: Path, hash_prefix: str | None) -> None:
             size, announced = file.tell(), response.headers.get("Content-Length")
         if announced is not None and size != int(announced):
             raise OSError(f"the connection broke after {size} of {announced} bytes")
-        digest = _sha256(Path(temporary))
+        digest = sha256(Path(temporary))
         if hash_prefix is not None and not digest.startswith(hash_prefix):
             raise WeightsError(
                 f"{url} is not the file that was published: its sha256 is {digest[:12]}..., not {hash_prefix}..."
@@ -132,7 +132,8 @@ def _download(url: str, path: Path, hash_prefix: str | None) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -141,7 +142,7 @@ def check_hash(path: Path, hash_prefix: str | None) -> None:
     """Raise where a file's sha256 does not begin with `hash_prefix`."""
     if hash_prefix is None:
         return
-    digest = _sha256(path)
+    digest = sha256(path)
     if not digest.startswith(hash_prefix):
         raise WeightsError(
             f"{path} has sha256 {digest[:12]}..., but its published hash begins with {hash_prefix}; delete it"

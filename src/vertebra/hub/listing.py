@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import partial, update_wrapper
 from typing import Any
@@ -99,8 +100,12 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Pret
 
 
 def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
-    """One field of that record."""
-    return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), cfg_key)
+    """One field of that record. Raises `UnknownNameError` for a model or a field that does not exist."""
+    record = get_pretrained_cfg(model_name, allow_unregistered=False)
+    names = [field.name for field in fields(PretrainedCfg)]
+    if cfg_key not in names:
+        raise unknown_name("field", cfg_key, names, where="a pretrained_cfg")
+    return getattr(record, cfg_key)
 
 
 def model_entrypoint(model_name: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ b batch, c channels, h w height and width in pixels, n tokens, d embedding, k cl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypedDict, cast
+from typing import Any, ClassVar, TypedDict, cast
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,6 @@ from vertebra.layers.fused import forget, in_format_of
 from vertebra.spec import ModelConfig, VertebraError
 
 Indices = int | Sequence[int] | None
-OutputFormat = Literal["NCHW", "NLC"]
 Stage = Callable[[Any], Any]
 
 

@@ -49,6 +49,8 @@ class Figures:
         return near and self.agreement >= bound.agreement
 
     def __str__(self) -> str:
+        if not self.sure:
+            return f"cosine {self.cosine:.6f}, no clear first class among {self.images} images"
         return (
             f"cosine {self.cosine:.6f}, first class kept on {self.agreement:.1%} of {self.sure} clear"
             f" among {self.images} images"

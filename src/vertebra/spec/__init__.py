@@ -10,11 +10,25 @@ from vertebra.spec.errors import (
 )
 from vertebra.spec.family import Family, ModelConfig, State, Variant, keep
 from vertebra.spec.photo import PHOTO
-from vertebra.spec.preprocess import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, Preprocess
+from vertebra.spec.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    DPN_MEAN,
+    DPN_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_MEAN,
+    INCEPTION_STD,
+    Preprocess,
+)
 from vertebra.spec.promises import PROMISES
 from vertebra.spec.weights import Accuracy, TrainedWith, Weights
 
 __all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "DPN_MEAN",
+    "DPN_STD",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "INCEPTION_MEAN",

@@ -1,8 +1,8 @@
 """Dual Path Networks (Chen et al., NIPS 2017, arXiv:1707.01629): one row a checkpoint."""
 
-from vertebra.spec import Accuracy, Preprocess, Weights
+from vertebra.spec import DPN_MEAN, DPN_STD, Accuracy, Preprocess, Weights
 
-_AUTHORS = Preprocess(mean=(124 / 255, 117 / 255, 104 / 255), std=(1 / (0.0167 * 255),) * 3, pool_size=(7, 7))
+_AUTHORS = Preprocess(mean=DPN_MEAN, std=DPN_STD, pool_size=(7, 7))
 _RA = Preprocess(crop_pct=0.95, test_input_size=(3, 288, 288), test_crop_pct=1.0, pool_size=(7, 7))
 
 

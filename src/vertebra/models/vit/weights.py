@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from vertebra.spec import (
+    CLIP_MEAN,
+    CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     INCEPTION_MEAN,
@@ -82,8 +84,8 @@ _HALF = Preprocess(crop_pct=0.9, mean=INCEPTION_MEAN, std=INCEPTION_STD, fixed_i
 _IMAGENET = Preprocess(crop_pct=0.9, mean=IMAGENET_MEAN, std=IMAGENET_STD, fixed_input_size=True)
 _CLIP = Preprocess(
     crop_pct=1.0,
-    mean=(0.48145466, 0.4578275, 0.40821073),
-    std=(0.26862954, 0.26130258, 0.27577711),
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
     fixed_input_size=True,
 )
 
