@@ -67,13 +67,14 @@ def export(
     """
     photos = _photos(samples)
     from vertebra.data import load_labels
-    from vertebra.export.write import export_model
+    from vertebra.export.write import export_model, format_of
     from vertebra.hub.factory import load_model
 
+    named = format_of(None if kind is None else kind.value, out)  # before anything is downloaded
     done = export_model(
         load_model(model, weights=weights),
         out,
-        format=None if kind is None else kind.value,
+        format=named,
         dtype=dtype.value,
         dynamic_size=dynamic_size,
         with_preprocess=with_preprocess,

@@ -124,7 +124,9 @@ def open_dataset(
     source = str(source)
     rows, ordered, left_out = _rows(source, separator, columns)
     if not rows:
-        raise VertebraError(f"{source} holds no images in class folders; give a folder of class folders, or path,label")
+        raise VertebraError(
+            f"{source} holds no images in class folders; give a folder of class folders, or a table of path,label"
+        )
     found = {name for row in rows for name in ((row.label,) if isinstance(row.label, str) else row.label)}
     names = tuple(classes or ordered or sorted(found, key=_by_number))
     _check_classes(source, found, names, given=classes is not None)

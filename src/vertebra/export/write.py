@@ -83,7 +83,7 @@ def export_model(
     where the written file does not answer as the model; then nothing is left of it.
     """
     out = Path(out)
-    options = Options(_format(format, out), dtype, dynamic_size, with_preprocess, batch)
+    options = Options(format_of(format, out), dtype, dynamic_size, with_preprocess, batch)
     built = create_model(model, pretrained=True) if isinstance(model, str) else model
     _check(built, options, out, samples)
     training, built = built.training, built.eval()
@@ -114,7 +114,8 @@ def _write(
     return Exported(out, record, tuple(cases), size)
 
 
-def _format(name: str | None, out: Path) -> str:
+def format_of(name: str | None, out: Path) -> str:
+    """The format that is named, or meant by the suffix of `out`. Raises where there is none, or the two differ."""
     by_suffix = {kind.suffix: key for key, kind in reversed(FORMATS.items())}  # .pt2: the graph, not machine code
     name = by_suffix.get(out.suffix) if name is None else name
     allowed = ", ".join(f"{key} ({kind.suffix})" for key, kind in FORMATS.items())

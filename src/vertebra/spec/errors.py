@@ -22,10 +22,17 @@ class WeightsUnavailableError(WeightsError):
 
 def did_you_mean(name: str, allowed: Iterable[str], *, limit: int = 3) -> str:
     """`"; did you mean 'a' or 'b'?"`, or `""` when nothing allowed resembles `name`."""
-    close = difflib.get_close_matches(name, list(allowed), n=limit, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(allowed), n=3 * limit, cutoff=0.6)
+    # Among those as near, what begins alike: typing errors come late in a word.
+    close.sort(key=lambda c: _likeness(name, c), reverse=True)
     if not close:
         return ""
-    return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "; did you mean " + " or ".join(repr(c) for c in close[:limit]) + "?"
+
+
+def _likeness(name: str, other: str) -> tuple[float, int]:
+    alike = [a == b for a, b in zip(name, other, strict=False)]
+    return difflib.SequenceMatcher(None, other, name).ratio(), [*alike, False].index(False)
 
 
 def unknown_name(what: str, name: str, allowed: Iterable[str], *, where: str = "") -> UnknownNameError:
