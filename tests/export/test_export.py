@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -380,3 +381,15 @@ def test_generated_photos_are_always_the_same() -> None:
     first, second = generated(), generated()
     assert all(np.array_equal(np.array(a), np.array(b)) for a, b in zip(first, second, strict=True))
     assert isinstance(first[0], Image.Image)
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(
+    cnn: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write, "_save_reference", full)
+    with pytest.raises(VertebraError, match=r"cannot write .*cnn.onnx: No space left on device; nothing was changed"):
+        export_model(cnn, tmp_path / "cnn.onnx")
+    assert not list(tmp_path.iterdir())

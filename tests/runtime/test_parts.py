@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -325,3 +326,12 @@ def test_the_command_says_what_is_here_and_what_is_missing(monkeypatch: pytest.M
 def test_info_wants_a_name_or_the_runtime(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
+
+
+def test_a_full_disk_is_told_with_the_folder_and_what_to_do(tmp_path: Path) -> None:
+    with (
+        pytest.raises(VertebraError, match=r"cannot be kept in .*: No space left.*another folder with VERTEBRA_CACHE"),
+        cache.building(tmp_path / "a"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 import vertebra
@@ -20,6 +21,7 @@ from vertebra.export.graph import DTYPES, any_size, photo_plan, plan, size_multi
 from vertebra.export.record import Record
 from vertebra.export.verify import Case, in_new_process
 from vertebra.hub.factory import create_model, describe
+from vertebra.hub.save import as_os_error
 from vertebra.models.backbone import Backbone
 from vertebra.runtime.cache import weights_hash
 from vertebra.runtime.graph import OPSET
@@ -92,6 +94,9 @@ def export_model(
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=_folder(out)))
         try:
             return _write(built, options, record, samples, folder, out)
+        except (OSError, SafetensorError) as error:
+            reason = as_os_error(error)
+            raise VertebraError(f"cannot write {out}: {reason.strerror or reason}; nothing was changed") from reason
         finally:
             shutil.rmtree(folder)
     finally:

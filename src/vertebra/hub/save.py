@@ -55,15 +55,17 @@ def save_model(
             os.fsync(file.fileno())
         (beside / path.name).replace(path)
     except (OSError, SafetensorError) as error:
-        reason = error if isinstance(error, OSError) else _as_os_error(error)
+        reason = as_os_error(error)
         raise WeightsError(f"cannot write {path}: {reason.strerror or reason}; nothing was changed") from reason
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return path
 
 
-def _as_os_error(error: SafetensorError) -> OSError:
+def as_os_error(error: OSError | SafetensorError) -> OSError:
     """For a full disk, safetensors has an error of its own that names the system's by number."""
+    if isinstance(error, OSError):
+        return error
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 

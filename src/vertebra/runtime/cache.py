@@ -1,6 +1,7 @@
 """Compiled artefacts in the user's cache folder: each whole or absent, the least used removed first."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -51,17 +52,21 @@ def limit() -> int:
 
 def tensor_hash(tensor: Tensor) -> str:
     """Of its bytes alone, without a copy of them."""
-    return hashlib.sha256(tensor.reshape(-1).numpy().data).hexdigest()
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
 
 
 def weights_hash(model: nn.Module) -> str:
     """Of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Without a copy, where it lies in this machine's memory in one piece."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def key(**facts: object) -> str:
@@ -82,15 +87,18 @@ def whole(entry: Path) -> bool:
 def building(entry: Path) -> Generator[Path]:
     """An empty folder to write into; it becomes `entry` when the block ends well, and vanishes when it does not.
 
-    Of two processes that build the same thing, the second's work is dropped. Raises as `limit` does.
+    Of two processes that build the same thing, the second's work is dropped. Raises as `limit` does, and
+    `VertebraError` where the disk takes no more.
     """
     limit()  # a wrong one shall not be found after minutes of compiling
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_HALF_MADE}{os.getpid()}-", dir=entry.parent))
+    with _kept_in(entry.parent):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_HALF_MADE}{os.getpid()}-", dir=entry.parent))
     try:
-        yield folder
-        sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
-        (folder / _MANIFEST).write_text(json.dumps(sizes))
+        with _kept_in(entry.parent):
+            yield folder
+            sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+            (folder / _MANIFEST).write_text(json.dumps(sizes))
         if not whole(entry):
             shutil.rmtree(entry, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was faster by a moment: its artefact is as good
@@ -99,6 +107,20 @@ def building(entry: Path) -> Generator[Path]:
             prune(entry.parent, keep=entry)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _kept_in(folder: Path) -> Generator[None]:
+    """What the system says of a full or closed disk, with what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise VertebraError(
+            f"compiled models cannot be kept in {folder}: {error.strerror}; make room there, or name another "
+            "folder with VERTEBRA_CACHE"
+        ) from error
 
 
 def used(entry: Path) -> None:
