@@ -1,5 +1,6 @@
 """One writer a format: a planned graph and its record -> a file. Each runtime is imported when its writer runs."""
 
+import io
 import json
 import tempfile
 import zipfile
@@ -94,7 +95,9 @@ def write_pt2(job: Job, path: Path) -> None:
     """`torch.export`'s archive, the record among its extra files."""
     with quiet():
         extra: dict[str, Any] = {RECORD_FILE: json.dumps(job.record.to_strings())}
-        torch.export.save(job.plan.program(), path, extra_files=extra)
+        whole = io.BytesIO()  # on a full disk, torch's own writer ends the process
+        torch.export.save(job.plan.program(), whole, extra_files=extra)
+    path.write_bytes(whole.getbuffer())
 
 
 def write_aoti(job: Job, path: Path) -> None:

@@ -5,6 +5,7 @@
 Not a thread: tracing swaps a module's parameters and patches torch while it runs.
 """
 
+import io
 import pickle
 import subprocess
 import sys
@@ -63,9 +64,11 @@ class Build:
 
 def _write(model: Backbone, path: Path) -> Path:
     """The model as it is, changes by its user included: what is compiled must be found under this one's key."""
+    whole = io.BytesIO()  # on a full disk, torch's own writer ends the process
     try:
-        torch.save(model, path)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        torch.save(model, whole)
+        path.write_bytes(whole.getbuffer())
+    except (pickle.PicklingError, AttributeError, TypeError, OSError) as error:
         raise BackendError(f"this model cannot be sent to another process: {error}") from error
     return path
 
