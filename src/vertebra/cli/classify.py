@@ -121,17 +121,8 @@ def _open(
         return artefact
     loaded = _load(model, weights, options)
     if img_size:
-        _resize(loaded, img_size)
+        loaded.set_input_size(img_size)
     return loaded
-
-
-def _resize(model: "Backbone", side: int) -> None:
-    """Let the model see squares of that many pixels: its record says so, and a ViT's position embedding follows."""
-    from vertebra.models.vit import VisionTransformer
-
-    if isinstance(model, VisionTransformer):
-        model.set_input_size(side)
-    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "input_size": (model.in_chans, side, side)}
 
 
 def _load(model: str | None, weights: Path | None, options: dict[str, Any]) -> "Backbone":

@@ -96,8 +96,8 @@ def load_teacher(
     if config.teacher is None:
         return None
     model = load_model(config.teacher, weights=config.weights)
-    if config.image_size and hasattr(model, "set_input_size"):
-        cast("Any", model).set_input_size(config.image_size)
+    if config.image_size:
+        model.set_input_size(config.image_size)
     return Teacher(model, classes, student, config.image_size, device, fast=config.optimize)
 
 

@@ -239,6 +239,11 @@ class Backbone(nn.Module, ABC):
             module.eval()
         return self
 
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Ask for images of this size, (height, width) in pixels, from now on: saving and preprocessing go by that."""
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, height, width)}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable

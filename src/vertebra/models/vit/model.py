@@ -194,9 +194,7 @@ class VisionTransformer(Backbone):
             table = resample_positions(self.pos_embed, embed.grid_size, prefix=prefix, old_grid=old)
         self.pos_embed = nn.Parameter(table.detach().clone(), requires_grad=self.pos_embed.requires_grad)
         self.config = replace(self.config, img_size=(height, width))
-        if "input_size" in self.pretrained_cfg:  # what is saved, or preprocesses for this model, goes by its record
-            size = (self.config.in_chans, height, width)
-            self.pretrained_cfg = self.default_cfg = {**self.pretrained_cfg, "input_size": size}
+        super().set_input_size((height, width))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         stem = "|".join((*self.prefix_names, "pos_embed", "patch_embed"))
