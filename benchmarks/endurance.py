@@ -36,6 +36,7 @@ from safetensors import safe_open
 from vertebra.engine import checkpoint
 from vertebra.engine.config import RunConfig
 from vertebra.engine.settings import as_yaml, with_settings
+from vertebra.hub.pretrained import METADATA_KEY
 
 SETTINGS = (
     "epochs=3",
@@ -117,7 +118,10 @@ def content(out: Path) -> dict[str, Any]:
         row.pop("images_per_s")
     files = {name: (out / name).read_bytes() for name in ("split.csv", "labels.txt", "config.json", "validation.json")}
     with safe_open(out / "model.safetensors", framework="pt") as file:  # whose header has no fixed order
-        model = {"metadata": file.metadata(), **{key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
+        about = json.loads(file.metadata()[METADATA_KEY])
+        about["training"]["epoch"].pop("images_per_s")
+        about["training"]["config"].pop("save_every")
+        model = {"metadata": about, **{key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
     return {"newest": paths[-1].name, "last": last, "metrics.csv": rows, "model.safetensors": model, **files}
 
 
