@@ -16,7 +16,8 @@ import vertebra
 from vertebra.cli import app
 from vertebra.data import labels_for, resolve_data_config, resolve_model_data_config
 from vertebra.data.datasets import Part
-from vertebra.engine.validate import known_classes, validate, validation_split
+from vertebra.engine.predict import known_classes
+from vertebra.engine.validate import validate, validation_split
 from vertebra.hub import fetch
 from vertebra.hub.pretrained import METADATA_KEY, WEIGHTS
 from vertebra.hub.registry import REGISTRY
