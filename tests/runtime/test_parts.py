@@ -335,3 +335,9 @@ def test_a_full_disk_is_told_with_the_folder_and_what_to_do(tmp_path: Path) -> N
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_may_not_be_touched_elsewhere_is_not_laid_to_the_cache(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), cache.building(tmp_path / "a"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/usr/bin/g++")
+    assert not list(tmp_path.iterdir())

@@ -115,8 +115,9 @@ def _kept_in(folder: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
+        elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(folder)
+        if elsewhere or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise  # a compiler that may not be run, for one
         raise VertebraError(
             f"compiled models cannot be kept in {folder}: {error.strerror}; make room there, or name another "
             "folder with VERTEBRA_CACHE"
