@@ -91,7 +91,7 @@ def test_a_folder_of_folders_becomes_a_model_for_every_command(
     assert (record["split"], record["held_out"], record["images"]) == ("val", True, 3)
     assert record["loss"] == pytest.approx(json.loads((out / "validation.json").read_text())["loss"], abs=5e-3)  # bf16
     learned = json.loads(run("validate", photos, "--model", out, "--split", "train", "--json", "--workers=0").stdout)
-    assert (learned["images"], learned["top1"] > 0.8) == (27, True)
+    assert (learned["images"], learned["held_out"], learned["top1"] > 0.8) == (27, False, True)
     exported = run("export", out, "--out", tmp_path / "trees.pt2")
     assert exported.exit_code == 0, exported.output
     again = json.loads(run("validate", photos, "--model", tmp_path / "trees.pt2", "--json", "--workers", "0").stdout)

@@ -250,6 +250,37 @@ def test_a_split_of_the_hub_that_is_none_of_ours_is_left_out_and_said(monkeypatc
         open_dataset("hf:o/pets")
 
 
+def test_hub_datasets_of_other_images_are_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    prints = list[object]()
+    for padding in (b"", b"\0", b""):
+        images = [{"bytes": image["bytes"] + padding, "path": None} for image in IMAGES]
+        hub(monkeypatch, {"train": ([0, 1, 2], images)})
+        prints.append(open_dataset("hf:o/pets").fingerprint())
+    assert prints[0] == prints[2] != prints[1]
+
+
+@pytest.mark.parametrize("prefix", ["", "pets/"])
+def test_a_folder_beside_the_splits_is_left_out_and_said(tmp_path: Path, prefix: str) -> None:
+    root = tree(tmp_path / "data" / prefix, ("train", "Val", "extra"))
+    (root / "holdout").mkdir()
+    (root / "holdout" / "0.png").write_bytes(png("red"))
+    dataset = open_dataset(tmp_path / "data")
+    assert (dataset.classes, sizes(dataset)) == (tuple(COLOURS), {"train": 9, "val": 9})
+    assert dataset.note.endswith("split 'extra', 'holdout' left out; only train, val and test are read")
+    check_content(dataset)
+
+
+def test_a_lone_split_is_one_however_it_is_written(tmp_path: Path) -> None:
+    assert sizes(open_dataset(tree(tmp_path, ("Test",)))) == {"test": 9}
+
+
+def test_a_name_that_is_no_utf8_counts_like_any_other(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    before = open_dataset(root).fingerprint()
+    (root / "cat" / "0.png").rename(root / "cat" / os.fsdecode(b"caf\xe9.png"))
+    assert open_dataset(root).fingerprint() != before
+
+
 @pytest.mark.parametrize("none", [-1, None])
 def test_what_a_hub_dataset_has_no_label_for_is_of_no_class(monkeypatch: pytest.MonkeyPatch, none: int | None) -> None:
     hub(monkeypatch, {"train": ([0, 1, 2], IMAGES), "test": ([none] * 3, IMAGES)})

@@ -88,6 +88,19 @@ def test_a_line_that_ends_before_its_split_has_none(folder: Path) -> None:
     assert {name: part.labels for name, part in dataset.parts.items()} == {"train": (0, 1, 1), "val": (0,)}
 
 
+def test_a_quote_without_a_second_is_named_with_its_line(folder: Path) -> None:
+    table = write(folder, "t.csv", "path,label", ["cat", "", '"dog', "eel", "cat"])
+    with pytest.raises(VertebraError, match=r'line \d+: unexpected end of data; is there a quote \("\) that'):
+        open_dataset(table)
+
+
+def test_lines_are_numbered_as_an_editor_does(folder: Path) -> None:
+    table = folder / "t.csv"
+    table.write_text("path,label\n\n0.png,cat\n\n1.png\n")
+    with pytest.raises(VertebraError, match="line 5 has no path or no label"):
+        open_dataset(table)
+
+
 def test_names_with_commas_that_are_no_lists_stay(folder: Path) -> None:
     cells = ['"crane, bird"', '"maillot, tank suit"', "maillot", "crane", "missile"]
     assert len(open_dataset(write(folder, "t.csv", "path,label", cells)).classes) == 5

@@ -125,3 +125,16 @@ def test_another_config_is_refused_by_name(setting: str, message: str) -> None:
 def test_other_data_is_refused_by_name(data: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         checkpoint.check_same(state(), as_dict(RunConfig()), data)
+
+
+def test_a_changed_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    """A file may keep its length and still not be what was written: its checksums say so."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"model": {"weight": torch.ones(1000)}})
+    newest = checkpoint.all_in(tmp_path)[-1]
+    content = bytearray(newest.read_bytes())
+    at = content.index(torch.ones(4).numpy().tobytes())
+    content[at + 3] ^= 0x40
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step-000000002.pt cannot be read: it was changed or damaged after it was"):
+        assert checkpoint.load_latest(tmp_path)["step"] == 1

@@ -114,6 +114,20 @@ def test_an_option_of_no_possible_type_is_named(setting: str, message: str) -> N
         ),
         (["model.name=vit_tiny_patch16_224", "data={start_size: 64, image_size: 96}"], "data.start_size=64: vit_tiny"),
         (["model.options.dept=3"], "unknown option 'dept'"),
+        (["schedule.milestones=[6, 9]"], r"milestones=\(6.0, 9.0\) has no effect with schedule.kind=cosine; leave it"),
+        (
+            ["schedule={kind: one_cycle, min_lr: 1e-6}"],
+            "schedule.min_lr=1e-06 has no effect with schedule.kind=one",
+        ),
+        (["schedule.min_lr=5"], "schedule.min_lr=5.0 lies above the rate that it ends, 0.001; give less"),
+        (["augment={auto_augment: trivial, color_jitter: 0.4}"], "no effect beside augment.auto_augment=trivial"),
+        (["augment.mix_off_epoch=3"], "augment.mix_off_epoch=3 has no effect as nothing is mixed"),
+        (["augment={mixup: 0.2, switch_prob: 0.1}"], "no effect where mixup and cutmix are not both on"),
+        (["augment.re_count=3"], "augment.re_count=3 has no effect with augment.re_prob=0"),
+        (["distill={teacher: dla34, temperature: 3}"], "distill.temperature=3.0 has no effect with distill.kind=hard"),
+        (["stop.rollbacks=1"], "stop.rollbacks=1 has no effect with stop.on_nan=stop"),
+        (["stop={on_nan: rollback, rollbacks: -1}"], "stop.rollbacks=-1: give 0 or more"),
+        (["save_every=nan"], "save_every=nan: give seconds"),
         (["model.drop_rate=1"], "model.drop_rate=1.0: give a share"),
         (["model.drop_path_rate=-0.1"], "model.drop_path_rate=-0.1: give a share"),
         (["data.image_size=0"], "data.image_size=0: give pixels above 0"),
@@ -239,6 +253,12 @@ def test_every_recipe_can_run_and_says_what_to_expect(name: str) -> None:
     check(config)
     assert config.recipe == name
     assert "Expect " in about(name)
+
+
+def test_what_a_recipe_says_itself_may_become_idle() -> None:
+    config = with_settings(recipe("deit"), ["data.source=photos", "schedule.kind=constant"])
+    assert config.schedule.min_lr > 0
+    check(config)
 
 
 def test_recipes_are_those_of_their_papers_where_these_say_it() -> None:

@@ -65,14 +65,14 @@ def test_two_processes_save_the_statistics_that_they_validated_and_name_all_that
 
 
 def test_the_first_process_chooses_the_checkpoint_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run: Any = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True))
+    run: Any = SimpleNamespace(is_main_process=True)
     assert together.saved(run, tmp_path, resume=True) is None
     checkpoint.save(tmp_path, 7, {"value": 1})
     assert together.saved(run, tmp_path, resume=False) is None
     first = together.saved(run, tmp_path, resume=True)
     assert first is not None
     assert first["step"] == 7
-    run.accelerator.is_main_process = False
+    run.is_main_process = False
     monkeypatch.setattr(together, "broadcast_object_list", lambda _: [None])
     assert together.saved(run, tmp_path, resume=True) is None
     monkeypatch.setattr(together, "broadcast_object_list", lambda _: [7])

@@ -39,7 +39,7 @@ def test_processes_wait_for_the_one_that_asks_the_teacher(tmp_path: Path, monkey
     monkeypatch.setattr(setup, "Accelerator", accelerator)
     asks = with_settings(RunConfig(), ["device=cpu", "distill.teacher=dla34", f"distill.cache={tmp_path}"])
     for config in (asks, with_settings(asks, ["distill.cache=null"])):
-        setup._accelerator(config, tmp_path)
+        setup.make_accelerator(config, tmp_path)
     waits = [[h for h in one["kwargs_handlers"] if isinstance(h, InitProcessGroupKwargs)] for one in made]
     assert [len(own) for own in waits] == [1, 0]
     assert waits[0][0].to_kwargs() == {"timeout": timedelta(hours=6)}  # and no other backend than the device's
@@ -52,6 +52,10 @@ def test_folders_are_called_as_a_table_says_and_no_two_alike(tmp_path: Path) -> 
     assert readable(["1", "2"], str(table)) == ("eel", "crane")
     with pytest.raises(VertebraError, match=r"names.csv: calls both 'n01' and 'n03' 'crane'; give each class a name"):
         readable(["n01", "n02", "n03"], str(table))
+    table.write_text("folder,name\nash,Ash\noak\n")
+    with pytest.raises(VertebraError, match=r"names.csv: class 'oak' has no name; give each class one"):
+        readable(["ash", "oak"], str(table))
+    table.write_text("index,synset,name\n0,n01,crane\n")
     with pytest.raises(
         VertebraError, match=r"needs a header with a column 'name'.*as 'n09'; it has index, synset, name"
     ):

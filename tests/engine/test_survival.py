@@ -113,6 +113,36 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, photos: Pa
         train(tiny_run(photos), finished)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "labels.txt"])
+def test_a_folder_that_holds_something_else_is_not_written_over(photos: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(VertebraError, match=rf"already holds {name}; name another --out"):
+        train(tiny_run(photos), tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again_over_its_model(
+    finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(VertebraError, match=r"already holds metrics.csv, and no checkpoint to go on from in checkpoin"):
+        train(tiny_run(photos), out, resume=True)
+
+
+def test_what_a_run_started_from_may_be_gone_when_it_goes_on(finished: Path, photos: Path, tmp_path: Path) -> None:
+    start = shutil.copy(finished / "model.safetensors", tmp_path / "start.safetensors")
+    config = tiny_run(photos, f"model.weights={start}", "optim.lr=0.01")
+    straight = train(config, tmp_path / "straight")
+    out = shutil.copytree(tmp_path / "straight", tmp_path / "run")
+    checkpoint.all_in(out)[-1].unlink()  # back to the end of the first epoch
+    Path(start).unlink()
+    again = train(config, out, resume=True)
+    assert equal(load_file(out / "model.safetensors"), load_file(straight.out / "model.safetensors"))
+    assert (out / "config.json").read_text() == (straight.out / "config.json").read_text()
+    assert [row["val_loss"] for row in again.metrics] == [row["val_loss"] for row in straight.metrics]
+
+
 def test_other_data_or_settings_are_refused(finished: Path, photos: Path, tmp_path: Path) -> None:
     out = shutil.copytree(finished, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"optim.lr: 0.001, now 0.1"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import vertebra
@@ -115,7 +117,8 @@ def test_a_teacher_is_asked_once_and_remembered(
     spoiled = tmp_path / "spoiled"
     shutil.copytree(photos, spoiled)
     sick = spoiled / "class0" / "03.png"
-    sick.write_bytes(b"no image")
+    healthy = sick.read_bytes()
+    sick.write_bytes(b"x" * len(healthy))
     unmixed = ("augment.mixup=0", "augment.cutmix=0", "distill.kind=soft", "distill.alpha=0.9")
     config = tiny_run(spoiled, f"distill.teacher={finished}", f"distill.cache={tmp_path / 'answers'}", *unmixed)
     old, fresh = (tmp_path / "answers" / f".{name}.safetensors.1" for name in ("old", "fresh"))
@@ -137,9 +140,19 @@ def test_a_teacher_is_asked_once_and_remembered(
     read = vertebra.data.create_transform(**whole)
     image = read(Image.open(part.samples[0].name).convert("RGB"))
     torch.testing.assert_close(logits[0].float(), model(image[None])[0].detach(), atol=0.02, rtol=0.02)
-    monkeypatch.setattr(teacher, "_ask", lambda *_: pytest.fail("it was asked again"))
+    asked, ask = list[Any](), teacher._ask
+    monkeypatch.setattr(teacher, "_ask", lambda t, p, chosen, *more: asked.append(chosen) or ask(t, p, chosen, *more))
     again = train(config, tmp_path / "again")
+    assert asked == [unread]  # it might be readable by now
     assert equal(load_file(again.out / "model.safetensors"), load_file(first.out / "model.safetensors"))
+    known = teacher.Remembered(
+        teacher.Teacher(model, ("class0", "class1", "class2"), whole, None, torch.device("cpu")), part, kept.parent
+    )
+    sick.write_bytes(healthy)
+    with pytest.raises(VertebraError, match=r"03.png can be read now, and could not when the teacher was asked"):
+        known(torch.zeros(1, 3, 32, 32), torch.tensor(unread))
+    train(config, tmp_path / "mended")
+    assert not load_file(kept)["logits"].isnan().any()
 
 
 def test_images_grow_over_the_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,14 +203,22 @@ def test_plateau_lowers_the_rate_between_epochs(photos: Path, tmp_path: Path) ->
 
 
 def test_tensorboard_gets_the_metrics(photos: Path, tmp_path: Path) -> None:
-    train(tiny_run(photos, "trackers=[tensorboard]", "epochs=1"), tmp_path / "run")
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    done = train(tiny_run(photos, "trackers=[tensorboard]", "epochs=1"), tmp_path / "run")
+    (file,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    (top1,) = events.Scalars("val_top1")
+    assert (top1.step, top1.value) == (1, pytest.approx(done.metrics[0]["val_top1"]))
 
 
 def test_a_photo_of_another_size_trains_at_the_size_asked_for(photos: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (300, 20)).save(photos.parent / "wide.png")
-    done = train(tiny_run(photos, "data.image_size=48", "epochs=1"), tmp_path / "run")
-    assert done.best_epoch == 1
+    copy = shutil.copytree(photos, tmp_path / "photos")
+    folder = next(copy.rglob("*.png")).parent
+    for name in "abcdefgh":  # of nine or more, one at least stays in training
+        Image.new("RGB", (300, 20)).save(folder / f"{name}.png")
+    done = train(tiny_run(copy, "data.image_size=48", "epochs=1"), tmp_path / "run")
+    assert (done.best_epoch, done.skipped) == (1, {})
+    assert re.search(r"^train,.*/[a-h]\.png$", (tmp_path / "run" / "split.csv").read_text(), re.MULTILINE) is not None
     assert vertebra.load_model(tmp_path / "run").pretrained_cfg["input_size"] == (3, 48, 48)
 
 

@@ -100,7 +100,6 @@ def _row(name: str) -> Row:
 
     arch, tag = REGISTRY.split(name)
     variant, default = REGISTRY.variant(arch), REGISTRY.default_weights(name)
-    best = max((a.top1 for a in default[1].accuracy), default=None) if default else None
     published = [row for row, weights in REGISTRY.weights(arch).items() if weights.available]
     return Row(
         name=name,
@@ -108,7 +107,7 @@ def _row(name: str) -> Row:
         params=variant.params,
         gmacs=variant.gmacs,
         input_size=default[1].preprocess.input_size[-1] if default else None,
-        top1=best,
+        top1=default[1].top1 if default else None,
         license=default[1].license if default else None,
         weights=[name] if tag else published,
     )

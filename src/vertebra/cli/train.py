@@ -67,6 +67,8 @@ def train(
 
     goes_on = None if resume in (None, "auto") else Path(str(resume))
     chosen = _recipe(recipe) if goes_on is None else _saved(goes_on, recipe, out)
+    if any(setting.partition("=")[0].strip() == "recipe" for setting in settings or []):
+        raise typer.BadParameter("--set recipe=NAME would change no more than the name; give --recipe NAME")
     chosen = with_settings(_chosen(chosen, data, model, pretrained, weights, config), settings or [])
     folder = goes_on or out or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
     tell = console() if first_process() else None
@@ -112,7 +114,11 @@ def _chosen(
         chosen = with_file(chosen, config)
     if data is not None:
         chosen = replace(chosen, data=replace(chosen.data, source=data))
+    if weights is not None and pretrained is False:
+        raise typer.BadParameter(f"--from-scratch, and --weights {weights} to start from; give one of both")
     start: dict[str, Any] = {} if model is None else {"name": model}
+    if pretrained is False:
+        start["weights"] = None
     if weights is not None:
         start |= {"weights": str(weights), "pretrained": False}
     if pretrained is not None:

@@ -86,7 +86,13 @@ def validate(
     from vertebra.engine.predict import known_classes
     from vertebra.engine.validate import trained, validation_split
     from vertebra.hub.factory import load_model
+    from vertebra.runtime.machine import missing
 
+    absent = missing("torchmetrics")
+    if absent:
+        raise VertebraError(f"validating needs {absent[0]}: pip install 'vertebra[train]'")
+    if confusion is not None and not confusion.absolute().parent.is_dir():  # better known before all is measured
+        raise VertebraError(f"--confusion {confusion}: there is no folder {confusion.parent}; make it, or name another")
     fixed = {"--optimize": optimize, "--backend": backend, "--device": device not in (None, "cpu")}
     artefact = exported(model, {"--weights": weights, **fixed})
     loaded = artefact or load_model(model, weights=weights)
@@ -111,11 +117,11 @@ def validate(
         if chosen.note:
             complain(chosen.note)
         labels = known or tuple(f"class {i}" for i in range(loaded.num_classes))
-        if confusion is not None:
-            _write_confusion(confusion, labels, result)
         for _, why in result.skipped:
             complain(why)
         _print(labels, chosen, result, per_class=per_class, as_json=as_json)
+        if confusion is not None:
+            _write_confusion(confusion, labels, result)
     if result.skipped:
         raise typer.Exit(1)
 

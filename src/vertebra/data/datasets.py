@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 from vertebra.data.members import Member, list_folder, list_tar, list_zip
 from vertebra.data.tables import Label, check_names, read_table
-from vertebra.spec.errors import VertebraError, did_you_mean, unknown_name
+from vertebra.spec.errors import VertebraError, unknown_name
 from vertebra.spec.photo import PHOTO
 
 SPLITS = {
@@ -66,12 +66,17 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def choose(self, positions: Sequence[int]) -> Part:
+        """Some of the images, in that order."""
+        labels: Any = tuple(self.labels[i] for i in positions)
+        return Part(tuple(self.samples[i] for i in positions), labels, self.classes)
+
     def fingerprint(self) -> str:
         """Of names (without the folders above the data), sizes and labels, in order."""
         digest = hashlib.sha256()
         for sample, label in zip(self.samples, self.labels, strict=True):
             inner = sample.inner if isinstance(sample, Member) else sample.name
-            digest.update(f"{inner}\0{sample.size}\0{label}\n".encode())
+            digest.update(f"{inner}\0{sample.size}\0{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 
@@ -83,7 +88,7 @@ class Dataset:
     classes: tuple[str, ...]
     parts: Mapping[str, Part]
     left_out: tuple[str, ...] = ()
-    """Splits of a hub's dataset that are none of `SPLITS`, as SVHN's `extra`."""
+    """What stands beside train, val and test, and is none of `SPLITS`, as SVHN's `extra`."""
 
     @property
     def note(self) -> str:
@@ -113,11 +118,10 @@ class Dataset:
 def open_dataset(
     source: str | Path,
     *,
-    classes: Sequence[str] | None = None,
     separator: str | None = None,
     columns: Sequence[str] = (),
 ) -> Dataset:
-    """List DATA. `classes` fixes the order of the indices (a model's own); default: sorted, numbers by value.
+    """List DATA; its classes in the order of a table's columns, else sorted, numbers by value.
 
     Tables only: `separator` stands between an image's classes, or `columns` of 0 and 1 say which it has.
     """
@@ -128,8 +132,9 @@ def open_dataset(
             f"{source} holds no images in class folders; give a folder of class folders, or a table of path,label"
         )
     found = {name for row in rows for name in ((row.label,) if isinstance(row.label, str) else row.label)}
-    names = tuple(classes or ordered or sorted(found, key=_by_number))
-    _check_classes(source, found, names, given=classes is not None)
+    names = tuple(ordered or sorted(found, key=_by_number))
+    if len(names) < 2:
+        raise VertebraError(f"{source}: only one class ({', '.join(found)}); there must be two or more to tell apart")
     index = {name: number for number, name in enumerate(names)}
     grouped: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -163,17 +168,6 @@ def _sets(part: Part) -> list[tuple[int, ...]]:
     return [part.classes_of(position) for position in range(len(part))]
 
 
-def _check_classes(source: str, found: set[str], names: Sequence[str], *, given: bool) -> None:
-    unknown = sorted(found - set(names))
-    if unknown:
-        hint = did_you_mean(unknown[0], names)
-        raise VertebraError(
-            f"{source}: class {unknown[0]!r} is none of the {len(names)} that the model knows{hint or ''}"
-        )
-    if len(names) < 2 and not given:
-        raise VertebraError(f"{source}: only one class ({', '.join(found)}); there must be two or more to tell apart")
-
-
 def with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
     """The same with a "val" split: where there is none, `share` of each class's training images, drawn by `seed`.
 
@@ -195,8 +189,8 @@ def with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
             held.update(random.Random(f"{seed}/{label}").sample(positions, _count(share, positions)))
     if not held:
         raise VertebraError(f"{dataset.source}: one image a class leaves none to validate on; add images, or a split")
-    train = _choose(whole, [i for i in range(len(whole)) if i not in held])
-    return replace(dataset, parts={**dataset.parts, "train": train, "val": _choose(whole, sorted(held))})
+    train = whole.choose([i for i in range(len(whole)) if i not in held])
+    return replace(dataset, parts={**dataset.parts, "train": train, "val": whole.choose(sorted(held))})
 
 
 def _count(share: float, positions: Sequence[int]) -> int:
@@ -225,11 +219,6 @@ def _spread(by_class: Mapping[int, Sequence[int]], share: float, seed: int) -> s
     return held
 
 
-def _choose(part: Part, positions: Sequence[int]) -> Part:
-    labels: Any = tuple(part.labels[i] for i in positions)
-    return Part(tuple(part.samples[i] for i in positions), labels, part.classes)
-
-
 def class_counts(part: Part, classes: Sequence[str]) -> dict[str, int]:
     """Images of each class, by name; 0 where a class has none."""
     counts = Counter(label for own in _sets(part) for label in own)
@@ -256,7 +245,8 @@ def _rows(
     if hub:
         rows, left_out = _from_hub(source.removeprefix("hf:"))
         return rows, None, left_out
-    return list(_single(source)), None, ()
+    rows, left_out = _from_files(source)
+    return rows, None, left_out
 
 
 def _from_hub(name: str) -> tuple[list[Row], tuple[str, ...]]:
@@ -278,8 +268,8 @@ def _from_hub(name: str) -> tuple[list[Row], tuple[str, ...]]:
     return rows, tuple(left_out)
 
 
-def _single(source: str) -> Iterator[Row]:
-    """Images in class folders."""
+def _from_files(source: str) -> tuple[list[Row], tuple[str, ...]]:
+    """Images in class folders, and the folders beside train, val and test that are left out."""
     paths = _expand(source)
     if len(paths) == 1 and paths[0].is_dir():
         members = list(list_folder(paths[0]))
@@ -331,24 +321,31 @@ def _split_named(name: str) -> str:
     return split
 
 
-def _from_members(listed: Iterable[list[Member]], splits: Iterable[str | None]) -> Iterator[Row]:
+def _from_members(listed: Iterable[list[Member]], splits: Iterable[str | None]) -> tuple[list[Row], tuple[str, ...]]:
+    rows, left_out = list[Row](), dict[str, None]()
     for members, split in zip(listed, splits, strict=True):
         labels = [m for m in members if m.inner.endswith(".cls")]
         if labels:
-            yield from _from_shard(members, labels, split)
+            rows += _from_shard(members, labels, split)
             continue
         photos = [(member, member.inner.split("/")) for member in members if PHOTO.search(member.inner)]
         tops = {parts[0] for _, parts in photos}
-        wrapped = len(tops) == 1 and all(len(parts) > 2 for _, parts in photos) and not tops & set(SPLITS)
+        splits_named = {top.lower() for top in tops} & set(SPLITS)
+        if len(tops) == 1 and all(len(parts) > 2 for _, parts in photos) and not splits_named:  # all in one folder
+            photos = [(member, parts[1:]) for member, parts in photos]
+        shared_out = any(len(parts) > 2 and SPLITS.get(parts[0].lower()) == "train" for _, parts in photos)
         for member, parts in photos:
-            inner = parts[1:] if wrapped else parts
-            known = SPLITS.get(inner[0].lower()) if len(inner) > 2 else None
-            inner = inner[1:] if known else inner
+            known = SPLITS.get(parts[0].lower()) if len(parts) > 2 else None
+            if shared_out and known is None and len(parts) > 1:
+                left_out[parts[0]] = None
+                continue
+            inner = parts[1:] if known else parts
             if len(inner) < 2:
                 raise VertebraError(
                     f"{member.name} lies in no class folder; photos belong into a folder named after their class"
                 )
-            yield Row(member, inner[0], known or split)
+            rows.append(Row(member, inner[0], known or split))
+    return rows, tuple(left_out)
 
 
 def _from_shard(members: Iterable[Member], labels: Iterable[Member], split: str | None) -> Iterator[Row]:

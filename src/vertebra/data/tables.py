@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,9 +50,9 @@ def read_table(path: Path, separator: str | None = None, columns: Sequence[str] 
             f"{', '.join(_LABEL[:3])} among them; it is {','.join(header)!r}"
         )
     at = -1 if label is None else label
-    several = separator is not None or any(isinstance(line[at], list) for line in lines if at < len(line))
+    several = separator is not None or any(isinstance(line[at], list) for _, line in lines if at < len(line))
     found: list[tuple[str, Label, str]] = []
-    for number, line in enumerate(lines, start=2):
+    for number, line in lines:
         where = f"{path}: line {number}"
         if len(line) <= max(image, *classes.values(), label or 0) or not line[image]:
             raise VertebraError(f"{where} has no path or no label")
@@ -115,17 +116,26 @@ def _column(names: Sequence[str], wanted: Sequence[str]) -> int | None:
     return next((names.index(name) for name in wanted if name in names), None)
 
 
-def _text(path: Path) -> tuple[list[str], list[list[Any]]]:
+def _text(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
+    """Its first line, and the others with their numbers."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise VertebraError(f"{path}: must be UTF-8 text; save the file as UTF-8") from error
-    lines = csv.reader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    rows = [line for line in lines if any(line)]
-    return (rows[0], rows[1:]) if rows else ([], [])
+    lines = csv.reader(
+        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
+    )
+    rows = list[tuple[int, list[Any]]]()
+    try:
+        rows += [(lines.line_num, line) for line in lines if any(line)]
+    except csv.Error as error:
+        raise VertebraError(
+            f'{path}: line {lines.line_num}: {error}; is there a quote (") that has no second?'
+        ) from error
+    return (rows[0][1], rows[1:]) if rows else ([], [])
 
 
-def _parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
+def _parquet(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
     try:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import read_table as read
@@ -136,4 +146,4 @@ def _parquet(path: Path) -> tuple[list[str], list[list[Any]]]:
     except (ArrowInvalid, OSError) as error:
         raise VertebraError(f"{path}: cannot be read as Parquet: {error}") from error
     columns = [column.to_pylist() for column in table.columns]
-    return list(table.column_names), [list(line) for line in zip(*columns, strict=True)]
+    return list(table.column_names), [(n, list(line)) for n, line in enumerate(zip(*columns, strict=True), start=1)]

@@ -266,4 +266,4 @@ def _with_ratios(rows: list[Row]) -> list[Row]:
 
 def _top1(model: str) -> float | None:
     found = REGISTRY.default_weights(model)
-    return max((a.top1 for a in found[1].accuracy), default=None) if found else None
+    return found[1].top1 if found else None

@@ -9,6 +9,8 @@ import pickle
 import random
 import shutil
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from vertebra.spec import VertebraError
 FOLDER = "checkpoints"
 KEEP = 2
 """Checkpoints that stay: the newest, and the one before it."""
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CheckpointError(VertebraError):
@@ -130,12 +132,27 @@ def _path(folder: Path, step: int) -> Path:
     return folder / FOLDER / f"step-{step:09d}.pt"
 
 
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""As what a damaged zip, pickle or tensor shows itself."""
+
+
 def load(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("it was changed or damaged after it was written")
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged zip, pickle or tensor shows itself as any of these.
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of a training run of this version")

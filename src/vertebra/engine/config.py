@@ -192,7 +192,7 @@ class FreezeConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopConfig:
     patience: int | None = None
-    """Epochs without a better top-1 (or mAP) in validation before the run ends early; None: never."""
+    """Epochs without a better top-1 (or mAP) that are still borne with: one more, and the run ends; None: never."""
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss or gradient that is no number: stop, or go back to the last checkpoint and leave that step out."""
     rollbacks: int = 3

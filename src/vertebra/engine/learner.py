@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vertebra.data import resolve_model_data_config
 from vertebra.engine.config import RunConfig
-from vertebra.hub.factory import create_model, load_model, make_config
+from vertebra.hub.factory import create_model, from_record, load_model, make_config
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import layer_groups
-from vertebra.spec import ModelConfig
+from vertebra.spec import ModelConfig, VertebraError
 
 Size = tuple[int, int, int]
 """(channels, height, width)"""
@@ -47,11 +47,23 @@ def _options(config: RunConfig) -> dict[str, Any]:
     return options
 
 
-def make_model(config: RunConfig, classes: Sequence[str], *, multi_label: bool = False) -> tuple[Backbone, Size]:
+def make_model(
+    config: RunConfig,
+    classes: Sequence[str],
+    *,
+    multi_label: bool = False,
+    saved: Mapping[str, Any] | None = None,
+) -> tuple[Backbone, Size]:
     """The architecture with its start weights, a classifier for `classes`, and a record that names them; and the size
     of image that it is trained at, which the record does not say: it has that of validation.
+
+    `saved`, from a checkpoint: both as they were then, but for the weights, which it holds, too.
     """
     chosen = config.model
+    if saved is not None:
+        model = from_record(saved["record"])
+        model.set_grad_checkpointing(chosen.grad_checkpointing)
+        return model, saved["size"]
     options: dict[str, Any] = {"num_classes": len(classes), **_options(config)}
     model: Backbone
     if chosen.weights is not None:
@@ -118,6 +130,11 @@ def _record(model: Backbone, config: RunConfig, classes: Sequence[str], starts: 
 def frozen_depth(config: RunConfig, model: Backbone, epoch: int) -> int:
     """Groups nearest the image that do not learn in this epoch: a pure function of it."""
     groups = len(layer_groups(model, coarse=True))
+    if not -1 <= config.freeze.depth < groups:
+        raise VertebraError(
+            f"freeze.depth={config.freeze.depth}: {config.model.name} has {groups} groups; give 0 (none) to "
+            f"{groups - 1}, or -1 for all but the head"
+        )
     depth = groups - 1 if config.freeze.depth < 0 else config.freeze.depth
     thawed = 0 if config.freeze.thaw_every is None else int(epoch / config.freeze.thaw_every)
     return max(0, depth - thawed)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -28,22 +29,32 @@ from vertebra.spec import State, VertebraError, WeightsError
 
 CONFIG, SPLIT, METRICS, VALIDATION = "config.yaml", "split.csv", "metrics.csv", "validation.json"
 LABELS, MODEL, RECORD, REPORT = "labels.txt", "model.safetensors", "config.json", "report.html"
+_HALF = re.compile(r"\.\d+(-\d+)?$")
+"""How the names of files end that were being written."""
+_FILES = (CONFIG, SPLIT, METRICS, VALIDATION, LABELS, MODEL, RECORD, REPORT)
 
 
 def claim(out: Path, resume: bool) -> None:
-    """A run's folder is its own: raises where there is another run in it; halves of files that a kill left go."""
-    if not resume and (checkpoint.all_in(out) or (out / METRICS).exists()):
-        raise VertebraError(f"{out} already holds a run; go on with it (--resume auto), or name another --out")
+    """A run's folder is its own: raises where there is another run in it, or a model of whatever origin, which this one
+    would write over; halves of files that a kill left go.
+    """
     if out.exists() and not out.is_dir():
         raise VertebraError(f"--out {out} is a file; name a folder")
-    halves = [*(out / checkpoint.FOLDER).glob(".step-*.pt.*")]
-    for name in (CONFIG, SPLIT, METRICS, VALIDATION, LABELS, MODEL, RECORD, REPORT):
-        halves += out.glob(f".{name}.*")
-    for half in halves:
-        if half.is_dir():
-            shutil.rmtree(half)
-        else:
-            half.unlink(missing_ok=True)
+    goes_on = bool(checkpoint.all_in(out))
+    if not resume and (goes_on or (out / METRICS).exists()):
+        raise VertebraError(f"{out} already holds a run; go on with it (--resume auto), or name another --out")
+    there = [name for name in (METRICS, VALIDATION, MODEL, RECORD, REPORT) if (out / name).exists()]
+    if not (out / CONFIG).exists():  # of a run that never came to its first checkpoint, the others are there, too
+        there += [name for name in (SPLIT, LABELS) if (out / name).exists()]
+    if there and not goes_on:
+        lost = f", and no checkpoint to go on from in {checkpoint.FOLDER}/" if resume else ""
+        raise VertebraError(f"{out} already holds {there[0]}{lost}; name another --out, so that it is not written over")
+    for folder, names in ((out, _FILES), (out / checkpoint.FOLDER, ("step-*.pt",))):
+        for half in (path for name in names for path in folder.glob(f".{name}.*") if _HALF.search(path.name)):
+            if half.is_dir():
+                shutil.rmtree(half)
+            else:
+                half.unlink(missing_ok=True)
 
 
 def start(config: RunConfig, dataset: Dataset, classes: Sequence[str], out: Path) -> None:
@@ -158,4 +169,4 @@ def without_nan(value: Any) -> Any:
 
 
 def _text(path: Path, text: str) -> None:
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(errors="surrogateescape"))  # names of files may be no UTF-8

@@ -23,7 +23,7 @@ from vertebra.engine.schedule import Schedule
 
 
 def global_lr(config: RunConfig) -> float:
-    """The learning rate for the batch that one update really sees."""
+    """The learning rate for the batch of one update, as it is asked for."""
     c = config.optim
     return c.lr if c.lr_batch is None else c.lr * config.data.batch_size * c.accumulate / c.lr_batch
 

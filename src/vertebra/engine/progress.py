@@ -27,7 +27,7 @@ class Progress:
     def say(self, line: str) -> None:
         """One line, above the bar."""
         if self.console is not None:
-            self.console.print(line, soft_wrap=True)
+            self.console.print(line.encode(errors="backslashreplace").decode(), soft_wrap=True)  # names may be no UTF-8
 
     def start(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """An epoch begins, or goes on."""

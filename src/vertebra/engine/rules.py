@@ -15,6 +15,7 @@ from vertebra.engine import plan
 from vertebra.engine.config import DistillConfig, RunConfig
 from vertebra.engine.learner import architecture
 from vertebra.engine.optim import OPTIMIZERS
+from vertebra.engine.recipes import RECIPES, recipe
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.vit import VitConfig
 from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, VertebraError, did_you_mean
@@ -38,7 +39,7 @@ def check(config: RunConfig) -> None:
         if wrong:
             raise VertebraError(message)
     _make(c)
-    for wrong, message in (*_device_rules(c), *_tracker_rules(c)):
+    for wrong, message in (*_idle_rules(c), *_device_rules(c), *_tracker_rules(c)):
         if wrong:
             raise VertebraError(message)
 
@@ -68,6 +69,8 @@ def _bounds(c: RunConfig) -> Rules:
         ),
         (thaw is not None and thaw <= 0, f"freeze.thaw_every={thaw}: give epochs above 0, or null"),
         (patience is not None and patience < 0, f"stop.patience={patience}: give 0 or more, or null"),
+        (c.stop.rollbacks < 0, f"stop.rollbacks={c.stop.rollbacks}: give 0 or more"),
+        (not c.save_every >= 0, f"save_every={c.save_every}: give seconds, or 0 for every update"),  # nan, too
         (not 0 <= c.distill.alpha <= 1, f"distill.alpha={c.distill.alpha}: give a share from 0 to 1"),
         (
             not 0 < c.distill.temperature < math.inf,
@@ -229,6 +232,10 @@ def _schedule_rules(c: RunConfig) -> Rules:
             "schedule.kind=one_cycle warms up by itself; set schedule.warmup_epochs=0",
         ),
         (
+            c.schedule.kind in ("cosine", "poly", "plateau") and s.min_lr > plan.global_lr(c),
+            f"schedule.min_lr={s.min_lr} lies above the rate that it ends, {plan.global_lr(c):g}; give less",
+        ),
+        (
             c.schedule.kind == "multistep" and not c.schedule.milestones,
             "schedule.kind=multistep without milestones never falls; set schedule.milestones=[30, 60], in epochs",
         ),
@@ -247,6 +254,52 @@ def _sharding_rules(c: RunConfig) -> Rules:
             "sharding=fsdp2 decides once what learns; leave freeze.thaw_every out, or set sharding=none",
         ),
     ]
+
+
+_READ_BY = {
+    "cosine": ("min_lr",),
+    "poly": ("min_lr", "power"),
+    "step": ("decay_epochs", "decay_rate"),
+    "multistep": ("milestones", "decay_rate"),
+    "plateau": ("decay_rate", "patience", "min_lr"),
+    "constant": (),
+    "one_cycle": ("rise",),
+}
+"""What each kind of schedule reads, beside the warm-up."""
+
+
+def _idle_rules(c: RunConfig) -> Rules:
+    """Of settings that nothing reads, given the others: whoever changes one expects that it does something. What the
+    recipe says itself may stand, for it need not be taken back where another setting makes it idle.
+    """
+    a, kind = c.augment, c.schedule.kind
+    mixes = a.mixup > 0 or a.cutmix > 0
+    policy = a.auto_augment is not None and "3a" not in a.auto_augment
+    idle = {
+        **{
+            f"schedule.{name}": (name not in _READ_BY[kind], f"with schedule.kind={kind}")
+            for name in dict.fromkeys(name for names in _READ_BY.values() for name in names)
+        },
+        "augment.color_jitter": (policy, f"beside augment.auto_augment={a.auto_augment}"),
+        **{f"augment.{name}": (not mixes, "as nothing is mixed") for name in ("mix_prob", "mix_mode", "mix_off_epoch")},
+        "augment.switch_prob": (a.mixup == 0 or a.cutmix == 0, "where mixup and cutmix are not both on"),
+        **{f"augment.{name}": (a.re_prob == 0, "with augment.re_prob=0") for name in ("re_mode", "re_count")},
+        "distill.temperature": (c.distill.kind == "hard", "with distill.kind=hard"),
+        "ema.warmup": (c.ema.decay is None, "without ema.decay"),
+        "stop.rollbacks": (c.stop.on_nan == "stop", "with stop.on_nan=stop"),
+    }
+    expected = (RunConfig(), recipe(c.recipe)) if c.recipe in RECIPES else (RunConfig(),)
+    rules: Rules = []
+    for name, (unread, why) in idle.items():
+        value = _value(c, name)
+        changed = all(value != _value(other, name) for other in expected)
+        rules.append((unread and changed, f"{name}={value} has no effect {why}; leave it out"))
+    return rules
+
+
+def _value(config: RunConfig, name: str) -> Any:
+    group, _, key = name.partition(".")
+    return getattr(getattr(config, group), key)
 
 
 def _device_rules(c: RunConfig) -> Rules:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -90,16 +90,27 @@ class Run:
         return " x ".join(map(str, self.size)) + apart
 
 
-def build(config: RunConfig, out: Path, console: Console | None = None) -> Run:
-    """Everything, on its device. Raises `VertebraError` for what cannot be."""
+def build(
+    config: RunConfig,
+    out: Path,
+    console: Console | None = None,
+    *,
+    accelerator: Accelerator | None = None,
+    saved: Mapping[str, Any] | None = None,
+) -> Run:
+    """Everything, on its device. Raises `VertebraError` for what cannot be.
+
+    `saved`: the checkpoint that will be put into it, which says what the model is; what that started from may be gone.
+    """
     check(config)
-    accelerator = _accelerator(config, out)
+    accelerator = accelerator or make_accelerator(config, out)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     dataset = _dataset(config)
     classes = readable(dataset.classes, config.data.names)
     set_seed(config.seed)
-    model, size = make_model(config, classes, multi_label=dataset.multi_label)
+    start = None if saved is None else saved["start"]
+    model, size = make_model(config, classes, multi_label=dataset.multi_label, saved=start)
     data = cast("dict[str, Any]", resolve_model_data_config(model))
     train, val, finish_val = _loaders(config, dataset, data, size, accelerator)
     updates = _updates(config, train)
@@ -159,8 +170,9 @@ def _prepared(config: RunConfig, model: Backbone, ema: Ema | None, accelerator: 
         for part in (model, *([] if ema is None else [cast("Backbone", ema.module)])):
             shard(part, accelerator.device)
     optimizer = make_optimizer(config, model)
+    frozen = frozen_depth(config, model, 0)
     if config.freeze.thaw_every is None:  # DDP looks once, when it wraps, at what learns
-        freeze(model, frozen_depth(config, model, 0))
+        freeze(model, frozen)
     if config.sharding != "none":
         return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)  # no DDP
     return accelerator.prepare(torch.compile(model) if config.compile else model, optimizer)
@@ -183,7 +195,7 @@ def _updates(config: RunConfig, train: Loader) -> int:
     return updates
 
 
-def _accelerator(config: RunConfig, out: Path) -> Accelerator:
+def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
     # accelerate keeps the first accelerator's settings for the whole process; a second run has its own.
     AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
     GradientState._reset_state()  # pyright: ignore[reportPrivateUsage]
@@ -249,6 +261,9 @@ def _loss(config: RunConfig, dataset: Dataset, model: Backbone, *, taught: bool)
     weight = None
     if config.loss.balance:
         counts = class_counts(dataset.part("train"), dataset.classes)
+        empty = next((name for name, count in counts.items() if count == 0), None)
+        if empty is not None:
+            raise VertebraError(f"loss.balance=true: class {empty!r} has no training images; give it some, or leave it")
         weight = class_weights(torch.tensor(list(counts.values())))
     base = make_loss(config, weight)
     if not taught:
@@ -264,22 +279,26 @@ def readable(folders: Sequence[str], path: str | None) -> tuple[str, ...]:
         return tuple(folders)
     try:
         with Path(path).expanduser().open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise VertebraError(f"data.names={path}: cannot be read: {error}") from error
-    columns = list(rows[0]) if rows else []
+            table = csv.DictReader(file, strict=True)
+            rows = list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise VertebraError(f"{path}: the table of names cannot be read: {error}") from error
+    columns = list(table.fieldnames or ())
     key = next((c for c in columns if set(folders) <= {row[c] for row in rows}), None)
     if key is None or "name" not in columns:
         raise VertebraError(
-            f"data.names={path}: needs a header with a column 'name', and a column that holds all class folders, "
+            f"{path}: the table of names needs a header with a column 'name', and one that holds all class folders, "
             f"as {folders[0]!r}; it has {', '.join(columns) or 'nothing'}"
         )
-    named = {row[key]: row["name"] for row in rows}
+    named = {row[key]: (row["name"] or "").strip() for row in rows}
+    nameless = next((folder for folder in folders if not named[folder]), None)
+    if nameless is not None:
+        raise VertebraError(f"{path}: class {nameless!r} has no name; give each class one")
     first: dict[str, str] = {}
     for folder in folders:
         if first.setdefault(named[folder], folder) != folder:
             raise VertebraError(
-                f"data.names={path}: calls both {first[named[folder]]!r} and {folder!r} {named[folder]!r}; "
+                f"{path}: calls both {first[named[folder]]!r} and {folder!r} {named[folder]!r}; "
                 "give each class a name of its own"
             )
     return tuple(named[folder] for folder in folders)

@@ -16,6 +16,7 @@ from torch import nn
 from vertebra.engine import checkpoint, sharding
 from vertebra.engine.settings import as_dict, config_hash
 from vertebra.engine.setup import Run
+from vertebra.hub.factory import describe
 
 ECHO = 1.0
 """Seconds within which a second signal is the first one's."""
@@ -54,6 +55,7 @@ def snapshot(run: Run, state: State) -> dict[str, Any]:
         "config": as_dict(run.config),
         "config_hash": config_hash(run.config),
         "data": run.fingerprint,
+        "start": {"record": describe(run.model), "size": run.size},
         "model": weights(run, run.model),
         "ema": None if average is None else weights(run, average),
         "optimizer": sharding.whole_optimizer(run.optimizer) if run.sharded else run.optimizer.state_dict(),

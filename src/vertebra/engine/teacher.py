@@ -113,16 +113,29 @@ class Remembered:
     ) -> None:
         seen = {"images": part.fingerprint(), "size": teacher.size, "columns": teacher.columns.tolist()}
         path = folder.expanduser() / f"{cache.key(**seen, teacher=cache.weights_hash(teacher.model))}.safetensors"
-        if not path.is_file():
+        known = (
+            load_file(path)["logits"] if path.is_file() else torch.full((len(part), len(teacher.columns)), torch.nan)
+        )
+        missing = known.isnan().any(1).nonzero().flatten().tolist()  # all; or what could not be read, and now may be
+        if missing:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_halves(path.parent)
-            content = save({"logits": _ask(teacher, part, workers, console).half()})
-            write_whole(path, content)
-        self.logits = load_file(path)["logits"].to(teacher.columns.device)
+            known = known.half().index_copy(0, torch.tensor(missing), _ask(teacher, part, missing, workers, console))
+            write_whole(path, save({"logits": known}))
+        self.logits = known.to(teacher.columns.device)
+        self.part = part
 
     def __call__(self, images: Tensor, indices: Tensor) -> Float[Tensor, "b k"]:
-        """Logits."""
-        return self.logits[indices.to(self.logits.device)].float()
+        """Logits. Raises where there are none, as the image could not be read when the teacher was asked."""
+        logits = self.logits[indices.to(self.logits.device)].float()
+        unknown = logits.isnan().any(1)
+        if unknown.any():
+            name = self.part.samples[int(indices[unknown.cpu()][0])].name
+            raise VertebraError(
+                f"{name} can be read now, and could not when the teacher was asked: start again with --resume auto, "
+                "and it is asked about that"
+            )
+        return logits
 
 
 def _remove_halves(folder: Path) -> None:
@@ -134,8 +147,9 @@ def _remove_halves(folder: Path) -> None:
 
 
 @torch.inference_mode()
-def _ask(teacher: Teacher, part: Part, workers: int, console: Console | None) -> Tensor:
-    """(n, k); nan where an image cannot be read, which training skips too."""
+def _ask(teacher: Teacher, part: Part, chosen: Sequence[int], workers: int, console: Console | None) -> Tensor:
+    """(n, k) in half precision, of the chosen images; nan where one cannot be read, which training skips too."""
+    part = part.choose(chosen)
     config = cast("dict[str, Any]", resolve_model_data_config(teacher.model))
     whole: dict[str, Any] = {**config, "input_size": (3, *teacher.size), "crop_pct": 1.0}
     loader, finish = eval_loader(
@@ -153,7 +167,7 @@ def _ask(teacher: Teacher, part: Part, workers: int, console: Console | None) ->
                 progress.advance(task, len(batch.labels) + len(batch.skipped))
         finally:
             loader.close()
-    return logits
+    return logits.half()
 
 
 def _columns(model: Backbone, classes: Sequence[str]) -> Tensor:

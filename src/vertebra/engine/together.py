@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
@@ -126,12 +127,12 @@ def share_statistics(run: Run) -> None:
         sharding.share_buffers(model)
 
 
-def saved(run: Run, out: Path, *, resume: bool) -> dict[str, Any] | None:
+def saved(accelerator: Accelerator, out: Path, *, resume: bool) -> dict[str, Any] | None:
     """The checkpoint to go on from, which the first process chooses for all; None: to begin.
 
     Raises `CheckpointError` where there is none that can be read, or a process does not see the first one's.
     """
-    main = run.accelerator.is_main_process
+    main = accelerator.is_main_process
     mine = checkpoint.load_latest(out) if main and resume and checkpoint.all_in(out) else None
     (step,) = broadcast_object_list([None if mine is None else mine["step"]])
     return mine if main or step is None else checkpoint.load_step(out, step)

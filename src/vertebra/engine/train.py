@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,9 +29,10 @@ from vertebra.engine.learner import frozen_depth, side
 from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows, smoothed
 from vertebra.engine.progress import Progress
 from vertebra.engine.report import Reporter, mistakes_in
+from vertebra.engine.rules import check
 from vertebra.engine.schedule import set_lr
 from vertebra.engine.settings import as_dict
-from vertebra.engine.setup import Run, build
+from vertebra.engine.setup import Run, build, make_accelerator
 from vertebra.engine.state import State, listening, restore, save, weights
 from vertebra.engine.together import (
     NotFiniteError,
@@ -76,12 +77,15 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     """
     if os.environ.get("RANK", "0") == "0":
         outdir.claim(out, resume)
-    run = build(config, out, console)
+    check(config)
+    accelerator = make_accelerator(config, out)
+    saved = together.saved(accelerator, out, resume=resume)
+    run = build(config, out, console, accelerator=accelerator, saved=saved)
     progress = Progress(console if run.accelerator.is_main_process else None)
     for line in describe(run):
         progress.say(line)
     try:
-        state = _start(run, out, resume, progress)
+        state = _start(run, out, saved, progress)
         with _tracked(run, out), listening() as pressed:
             stopped = _epochs(run, state, out, progress, pressed)
     finally:
@@ -104,12 +108,11 @@ def _tracked(run: Run, out: Path) -> Generator[None]:
             run.accelerator.end_training()
 
 
-def _start(run: Run, out: Path, resume: bool, progress: Progress) -> State:
+def _start(run: Run, out: Path, saved: Mapping[str, Any] | None, progress: Progress) -> State:
     """From the newest checkpoint, or from the beginning, which is a checkpoint, too."""
-    content = together.saved(run, out, resume=resume)
-    if content is not None:
-        state = restore(run, content)
-        progress.say(_resumed(run, state, content["processes"]))
+    if saved is not None:
+        state = restore(run, saved)
+        progress.say(_resumed(run, state, saved["processes"]))
     else:
         state = State()
         if run.accelerator.is_main_process:
@@ -339,7 +342,7 @@ def _roll_back(run: Run, state: State, out: Path, error: NotFiniteError, progres
             f"{error}, after {c.rollbacks} rollbacks; lower optim.lr, or set optim.clip_norm=1", error.step
         ) from error
     progress.say(f"rolled back to {last.name}: {error}")
-    content = together.saved(run, out, resume=True)
+    content = together.saved(run.accelerator, out, resume=True)
     assert content is not None, "the one before the first step stays until there are others"
     restored = restore(run, content)
     restored.left_out = left_out

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vertebra.data import create_transform, resolve_model_data_config
 from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset, with_validation
+from vertebra.data.labels import places
 from vertebra.engine import multilabel
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, eval_loader, evaluate
@@ -30,7 +31,9 @@ from vertebra.engine.setup import readable
 from vertebra.hub.pretrained import METADATA_KEY
 from vertebra.hub.state import read_header
 from vertebra.runtime.optimize import optimize as make_fast
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.spec import VertebraError, did_you_mean, unknown_name
+
+SPLIT_NAMES = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ def validation_split(
             f"{source} gives images several classes or none, and the model expects exactly one class per image; "
             "give one that was trained on such data, with loss.kind=bce"
         )
+    if split not in (None, *SPLIT_NAMES):
+        raise unknown_name("split", split, SPLIT_NAMES)
     name = split or _default_split(dataset)
     part = dataset.part("train" if name == "all" else name)
     if multi_label:
@@ -99,7 +104,7 @@ def validation_split(
         separator = separator or own.label_separator
         names = own.names if names is None and not set(dataset.classes) <= set(known or ()) else names
     part = _counted_as(part, readable(dataset.classes, names), known, num_classes, str(source), separator)
-    return Split(name, part, shared_out is not None, dataset.note)
+    return Split(name, part, shared_out is not None and name == "val", dataset.note)
 
 
 def _counted_as(
@@ -118,8 +123,7 @@ def _counted_as(
                 "which? Give a model that was saved with names"
             )
         return part
-    where = {name: index for index, name in reversed(list(enumerate(known)))}
-    missing = [name for name in folders if name not in where]
+    found, missing = places(folders, known)
     if missing:
         hint = did_you_mean(missing[0], known) or "; name folders as it does, or give --names FILE.csv (folder, name)"
         if part.classes is not None and separator is None:
@@ -127,8 +131,8 @@ def _counted_as(
         raise VertebraError(f"class {missing[0]!r} of {source} is none of the {num_classes} that the model knows{hint}")
     if part.classes is not None:
         sets = (part.classes_of(position) for position in range(len(part)))
-        return Part(part.samples, tuple(tuple(where[folders[label]] for label in own) for own in sets), num_classes)
-    return Part(part.samples, tuple(where[folders[part.classes_of(i)[0]]] for i in range(len(part))))
+        return Part(part.samples, tuple(tuple(found[label] for label in own) for own in sets), num_classes)
+    return Part(part.samples, tuple(found[part.classes_of(i)[0]] for i in range(len(part))))
 
 
 def _listed(source: str | Path, separator: str | None, run: Trained | None) -> Dataset:

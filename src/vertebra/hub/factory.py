@@ -249,6 +249,17 @@ def _count_classes(state: State, arch: str) -> int | None:
     return None if weight is None else int(weight.shape[0])
 
 
+def from_record(record: Mapping[str, Any]) -> Backbone:
+    """The model that `describe` told of, with fresh weights."""
+    found = from_config(record, where="the record")
+    options = {**found.options, "num_classes": record["num_classes"]}
+    model = build(found.arch, make_config(found.arch, REGISTRY.variant(found.arch), options), found.cfg, None)
+    model.pretrained_cfg = model.default_cfg = {**record["pretrained_cfg"]}
+    if record.get("multi_label"):
+        model.pretrained_cfg["multi_label"] = True
+    return model
+
+
 def describe(model: nn.Module) -> dict[str, Any]:
     """A model's record as config.json holds it."""
     if not isinstance(model, Backbone):

@@ -57,6 +57,12 @@ class Weights:
         return any((self.hub, self.url, self.file))
 
     @property
+    def top1(self) -> float | None:
+        """Published at the size that its preprocessing has, in percent; None where it is so for others only."""
+        side = self.preprocess.input_size[-1]
+        return max((published.top1 for published in self.accuracy if published.size == side), default=None)
+
+    @property
     def hash_prefix(self) -> str | None:
         """The first hex digits of the original file's sha256, where its name carries them."""
         found = _HASH_IN_NAME.search(self.url or "")
