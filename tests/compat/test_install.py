@@ -142,3 +142,10 @@ def test_the_page_lists_every_name() -> None:
     missing = {view for view in VIEWS if view not in listed and view not in ABSENT}
     missing |= {name for view in ("timm", "timm.layers", "timm.utils.model") for name in VIEWS[view]} - listed
     assert missing == set()
+
+
+def test_a_star_imports_what_is_there() -> None:
+    assert run(
+        INSTALLED + "from timm.data.constants import *\nfrom timm.layers import *\nfrom timm.models import *\n"
+        "print(IMAGENET_DEFAULT_MEAN, DropPath.__name__, create_model.__name__)"
+    ).endswith("DropPath create_model")

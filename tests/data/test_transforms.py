@@ -192,7 +192,23 @@ def test_names_and_defaults_are_those_of_the_reference() -> None:
         reference = inspect.signature(getattr(timm.data.transforms_factory, name)).parameters
         for parameter in (p for p in ours.values() if p.kind is not p.VAR_KEYWORD):
             assert parameter.default == reference[parameter.name].default, (name, parameter.name)
+        named = [p.name for p in ours.values() if p.kind is not p.VAR_KEYWORD]
+        assert list(reference)[: len(named)] == named, name  # who gives them by place means the same
     assert vertebra.data.transforms_factory.create_transform is vertebra.data.create_transform
+
+
+def test_what_changes_nothing_may_be_said(photos: list[Image.Image]) -> None:
+    nothing = {"separate": False, "re_num_splits": 0, "train_crop_mode": "rrc", "tf_preprocessing": False}
+    train = {"is_training": True, "input_size": 64}
+    assert repr(create_transform(**train, **nothing)) == repr(create_transform(**train))
+    raw = create_transform(64, use_prefetcher=True)(photos[0])
+    assert torch.equal(raw, create_transform(64, normalize=False)(photos[0]))
+    assert torch.equal(raw, torch.as_tensor(timm.data.create_transform(64, use_prefetcher=True)(photos[0])))
+    for name, value in {"separate": True, "re_num_splits": 3, "train_crop_mode": "rkrc"}.items():
+        with pytest.raises(VertebraError, match=f"{name}={value!r}: transforms here have no such thing; leave it out"):
+            create_transform(**train, **{name: value})
+    with pytest.raises(VertebraError, match="crop_border_pixels=4"):
+        create_transform(64, crop_border_pixels=4)
 
 
 def test_eval_under_its_own_name(photos: list[Image.Image]) -> None:

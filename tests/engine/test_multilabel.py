@@ -65,7 +65,7 @@ def test_a_run_learns_them_and_keeps_the_epoch_of_the_best_map(trained: Done) ->
     assert {"val_map", "val_macro_f1", "val_micro_f1", "val_ece"} <= rows[0].keys()
     maps = [float(row["val_map"]) for row in rows]
     assert maps[-1] > 0.9
-    assert trained.best_epoch == maps.index(max(maps)) + 1
+    assert maps[trained.best_epoch - 1] == max(maps)
     record = json.loads((trained.out / "validation.json").read_text())
     assert record["map"] == pytest.approx(max(maps), abs=1e-5)
     assert [row["name"] for row in record["classes"]] == list(NAMES)
@@ -203,6 +203,8 @@ def test_smoothing_moves_yes_and_no_alike() -> None:
 def test_one_place_names_the_figure_that_counts(table: Path, tmp_path: Path) -> None:
     assert outdir.best([{"val_map": 0.2, "val_top1": 0.9}, {"val_map": 0.3, "val_top1": 0.1}]) == 2
     assert outdir.best([{"val_top1": 0.9}, {"val_top1": 0.1}]) == 1
+    losses = (0.9, 0.5, float("nan"), 0.5)
+    assert outdir.best([{"val_top1": 0.9, "val_loss": loss} for loss in losses]) == 2
     plateau = "schedule={kind: plateau, patience: 0, warmup_epochs: 0}"
     done = train(tiny_run(table, *SEVERAL, plateau, "optim.lr=1e-12", "stop.patience=1", "epochs=9"), tmp_path / "run")
     assert done.stopped_early

@@ -3,6 +3,7 @@
 import os
 import pickle
 from argparse import Namespace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ WRAPPED: list[tuple[Any, str]] = [
     ({"state_dict": {"fc.weight": WEIGHT}, "epoch": 3, "arch": "dla34"}, "state_dict"),
     ({"state_dict": {"module.fc.weight": WEIGHT}}, "state_dict"),
     ({"module.module.fc.weight": WEIGHT}, ""),
+    ({"state_dict": {"_orig_mod.fc.weight": WEIGHT}}, "state_dict"),
+    ({"module._orig_mod.fc.weight": WEIGHT}, ""),
     ({"model": {"state_dict": {"fc.weight": WEIGHT}}}, "model.state_dict"),
     ({"model": {"fc.weight": OTHER}, "model_ema": {"fc.weight": WEIGHT}, "optimizer": {"state": {}}}, "model_ema"),
     ({"state_dict": {"fc.weight": OTHER}, "state_dict_ema": {"module.fc.weight": WEIGHT}}, "state_dict_ema"),
@@ -107,9 +110,15 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(name: str
 
 
 def test_harmless_objects_are_refused_too(tmp_path: Path) -> None:
-    torch.save({"model": {"a": WEIGHT}, "args": Namespace(lr=1)}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match="not a checkpoint of tensors alone"):
+    torch.save({"model": {"a": WEIGHT}, "when": Fraction(1, 3)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="not a checkpoint of tensors alone") as caught:
         read_file(tmp_path / "a.pth")
+    assert "\x1b" not in str(caught.value)  # torch colours its own message
+
+
+def test_the_arguments_of_a_training_script_are_passed_over(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": WEIGHT}, "args": Namespace(lr=0.1, names=["x"])}, tmp_path / "last.pth.tar")
+    assert list(read_file(tmp_path / "last.pth.tar")[0]) == ["a"]
 
 
 def save(content: Any, path: Path) -> Path:

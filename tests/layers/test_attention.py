@@ -51,6 +51,18 @@ def test_only_training_in_bf16_goes_step_by_step(monkeypatch: pytest.MonkeyPatch
     assert calls == ["steps" if training and half else "fused"]
 
 
+def test_the_attention_map_can_be_looked_at() -> None:
+    layer = Attention(16, 2).eval()
+    x, seen = torch.randn(1, 5, 16), list[torch.Tensor]()
+    layer.attn_drop.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    fused = layer(x)
+    layer.fused_attn = False
+    torch.testing.assert_close(layer(x), fused)
+    (attention_map,) = seen
+    assert attention_map.shape == (1, 2, 5, 5)
+    torch.testing.assert_close(attention_map.sum(-1), torch.ones(1, 2, 5))
+
+
 def test_dropout_of_weights_is_left_to_the_fused_kernel() -> None:
     layer: nn.Module = Attention(16, 2, attn_drop=1.0).train()
     with torch.autocast("cpu", torch.bfloat16):

@@ -66,6 +66,25 @@ def test_every_way_of_changing_the_weights_is_seen() -> None:
     same()
 
 
+@pytest.mark.parametrize(("cin", "cout", "kernel", "groups"), [(48, 64, 3, 1), (72, 40, 1, 1), (64, 64, 5, 64)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_editing_a_channel_by_hand_is_seen(
+    cin: int, cout: int, kernel: int, groups: int, layout: torch.memory_format
+) -> None:
+    """Every output channel, every input channel and every place of the kernel, through `.data`."""
+    conv, bn = layers(cin, cout, kernel, groups)
+    conv = conv.to(memory_format=layout)
+    x = torch.randn(1, cin, 6, 6)
+    for axis, size in enumerate(conv.weight.shape):
+        for at in range(size):
+            with torch.no_grad():
+                before = conv_bn_act(x, conv, bn)
+                conv.weight.data.select(axis, at).mul_(-1)
+                after = conv_bn_act(x, conv, bn)
+            assert not torch.equal(before, after), (axis, at)
+            torch.testing.assert_close(after, plain(x, conv, bn).detach(), rtol=1e-4, atol=1e-4)
+
+
 def test_changing_shapes_answer_alike() -> None:
     """A layout suits one shape: each gets its own, the oldest goes, and nothing depends on what came before."""
     conv, bn = layers()

@@ -208,6 +208,7 @@ class _Finder(DistributionFinder, Loader):
         return _View(spec.name, f"Vertebra under the name {spec.name}.")
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__all__"] = _public(module.__name__)
         if module.__name__ == NAME:
             module.__dict__["__version__"] = VERSION
 

@@ -41,6 +41,7 @@ def create_transform(
     input_size: int | Sequence[int] = 224,
     is_training: bool = False,
     no_aug: bool = False,
+    train_crop_mode: str | None = None,
     scale: tuple[float, float] | None = None,
     ratio: tuple[float, float] | None = None,
     hflip: float = 0.5,
@@ -56,42 +57,61 @@ def create_transform(
     re_prob: float = 0.0,
     re_mode: EraseMode = "const",
     re_count: int = 1,
+    re_num_splits: int = 0,
     crop_pct: float | None = None,
     crop_mode: str | None = None,
+    crop_border_pixels: int | None = None,
+    tf_preprocessing: bool = False,
+    use_prefetcher: bool = False,
     normalize: bool = True,
+    separate: bool = False,
     **unknown: object,
 ) -> v2.Compose:
     """An image's way to a tensor: evaluation by default, augmentation with `is_training` (`no_aug`: without it).
 
     `input_size` is a side, (height, width) or (channels, height, width). The other parameters are those of
     `transforms_imagenet_eval` and `transforms_imagenet_train`; those of the way not taken have no effect, so that one
-    dictionary serves both. An option that does not exist raises `UnknownNameError`.
+    dictionary serves both. `use_prefetcher` leaves normalising to who reads, as `normalize=False`. An option that does
+    not exist raises `UnknownNameError`.
     """
     for name in unknown:
         raise unknown_name("option", name, sorted(_OPTIONS), where="create_transform")
+    _not_here(tf_preprocessing=tf_preprocessing, separate=separate)
+    normalize = normalize and not use_prefetcher
     if not is_training:
-        return transforms_imagenet_eval(input_size, crop_pct, crop_mode, interpolation, mean, std, normalize)
+        return transforms_imagenet_eval(
+            input_size, crop_pct, crop_mode, crop_border_pixels, interpolation, mean, std, normalize=normalize
+        )
     if no_aug:
-        return transforms_noaug_train(input_size, interpolation, mean, std, normalize)
+        return transforms_noaug_train(input_size, interpolation, mean, std, normalize=normalize)
     return transforms_imagenet_train(
         input_size,
         scale,
         ratio,
+        train_crop_mode,
         hflip,
         vflip,
         color_jitter,
         color_jitter_prob,
-        grayscale_prob,
-        gaussian_blur_prob,
-        auto_augment,
-        interpolation,
-        mean,
-        std,
-        re_prob,
-        re_mode,
-        re_count,
-        normalize,
+        grayscale_prob=grayscale_prob,
+        gaussian_blur_prob=gaussian_blur_prob,
+        auto_augment=auto_augment,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
+        re_prob=re_prob,
+        re_mode=re_mode,
+        re_count=re_count,
+        re_num_splits=re_num_splits,
+        normalize=normalize,
     )
+
+
+def _not_here(**asked: object) -> None:
+    """Raise for an option of the field's that changes something, and is not done here."""
+    for name, value in asked.items():
+        if value:
+            raise VertebraError(f"{name}={value!r}: transforms here have no such thing; leave it out")
 
 
 _OPTIONS = tuple(name for name in create_transform.__annotations__ if name not in ("unknown", "return"))
@@ -101,29 +121,34 @@ def transforms_imagenet_eval(
     img_size: int | Sequence[int] = 224,
     crop_pct: float | None = None,
     crop_mode: str | None = None,
+    crop_border_pixels: int | None = None,
     interpolation: str = "bilinear",
     mean: Numbers = IMAGENET_DEFAULT_MEAN,
     std: Numbers = IMAGENET_DEFAULT_STD,
+    use_prefetcher: bool = False,
     normalize: bool = True,
 ) -> v2.Compose:
     """Resize to img_size / crop_pct (rounded down), keep the middle, scale to 0..1, normalise.
 
     `crop_mode`: "center" resizes the shorter side, "squash" both sides (the aspect ratio is lost), "border" the longer
-    side and fills what is missing with the mean. `normalize=False` ends with uint8.
+    side and fills what is missing with the mean. `normalize=False`, or `use_prefetcher`, ends with uint8.
     """
+    _not_here(crop_border_pixels=crop_border_pixels)
     size = _square(_last_two(img_size))
     steps = _resize_and_crop(size, interpolation, crop_pct, crop_mode, mean)
-    return v2.Compose([*steps, *_finish(mean, std, normalize)])
+    return v2.Compose([*steps, *_finish(mean, std, normalize and not use_prefetcher)])
 
 
 def transforms_imagenet_train(
     img_size: int | Sequence[int] = 224,
     scale: tuple[float, float] | None = None,
     ratio: tuple[float, float] | None = None,
+    train_crop_mode: str | None = None,
     hflip: float = 0.5,
     vflip: float = 0.0,
     color_jitter: Numbers | None = 0.4,
     color_jitter_prob: float | None = None,
+    force_color_jitter: bool = False,
     grayscale_prob: float = 0.0,
     gaussian_blur_prob: float = 0.0,
     auto_augment: str | None = None,
@@ -133,14 +158,21 @@ def transforms_imagenet_train(
     re_prob: float = 0.0,
     re_mode: EraseMode = "const",
     re_count: int = 1,
+    re_num_splits: int = 0,
+    use_prefetcher: bool = False,
     normalize: bool = True,
+    separate: bool = False,
 ) -> v2.Compose:
     """Random resized crop (`scale`: share of the area, `ratio`: width to height), flips, colours, erasing.
 
     `color_jitter` is one strength for brightness, contrast and saturation, or three (four with hue) strengths.
     `auto_augment` names a policy (`vertebra.data.augment.policies`); but for "3a", it takes the jitter's place.
-    `interpolation="random"` draws bilinear or bicubic for each image. Erasing needs `normalize`.
+    `interpolation="random"` draws bilinear or bicubic for each image. Erasing needs `normalize`, and is left out with
+    `use_prefetcher`. `train_crop_mode` may name the crop that this does, "rrc".
     """
+    _not_here(re_num_splits=re_num_splits, separate=separate, force_color_jitter=force_color_jitter)
+    _not_here(train_crop_mode=train_crop_mode not in (None, "rrc") and train_crop_mode)
+    normalize = normalize and not use_prefetcher
     geometry = _geometry(_square(_last_two(img_size)), interpolation, scale, ratio, hflip, vflip)
     jitter = _jitter_beside(auto_augment, color_jitter)
     policy = _policy(auto_augment, interpolation, mean)
@@ -192,10 +224,13 @@ def transforms_noaug_train(
     interpolation: str = "bilinear",
     mean: Numbers = IMAGENET_DEFAULT_MEAN,
     std: Numbers = IMAGENET_DEFAULT_STD,
+    use_prefetcher: bool = False,
     normalize: bool = True,
 ) -> v2.Compose:
     """Nothing random: an int `img_size` resizes the shorter side and crops, (height, width) squashes."""
-    return v2.Compose([*_plain(_last_two(img_size), interpolation), *_finish(mean, std, normalize)])
+    return v2.Compose(
+        [*_plain(_last_two(img_size), interpolation), *_finish(mean, std, normalize and not use_prefetcher)]
+    )
 
 
 def _last_two(size: int | Sequence[int]) -> int | tuple[int, int]:

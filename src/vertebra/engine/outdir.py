@@ -85,8 +85,15 @@ def watched(row: Mapping[str, float]) -> tuple[str, float]:
 
 
 def best(rows: Sequence[dict[str, float]]) -> int:
-    """The epoch (from 1) that was best on the validation split, the first of equals; 0 before the first."""
-    return max(range(len(rows)), key=lambda i: (watched(rows[i])[1], -i)) + 1 if rows else 0
+    """The epoch (from 1) that was best on the validation split; 0 before the first. Of equals, which are many on few
+    images, that of the least loss.
+    """
+
+    def worth(i: int) -> tuple[float, float, int]:
+        loss = rows[i].get("val_loss", math.inf)
+        return watched(rows[i])[1], -loss if math.isfinite(loss) else -math.inf, -i
+
+    return max(range(len(rows)), key=worth) + 1 if rows else 0
 
 
 def write_model(

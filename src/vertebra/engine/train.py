@@ -276,9 +276,17 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
         "images_per_s": state.seen / max(1e-9, state.seconds),
         "skipped": len(state.skipped),
     }
+    if len(state.skipped) == len(run.train.part):
+        raise VertebraError(
+            f"none of the {len(state.skipped):,} training images can be read; `vertebra doctor` names why"
+        )
     share_statistics(run)
     result = validate(run)
     note_skipped(state.val_skipped, result.skipped, progress)
+    if result.metrics.images == 0:
+        raise VertebraError(
+            f"none of the {len(run.val.part):,} validation images can be read, so that nothing is measured"
+        )
     row |= {f"val_{name}": value for name, value in result.metrics.summary().items()}
     row["val_skipped"] = len(result.skipped)
     state.metrics.append(row)
@@ -352,6 +360,8 @@ def _roll_back(run: Run, state: State, out: Path, error: NotFiniteError, progres
 
 def _resumed(run: Run, state: State, processes: int) -> str:
     """Where it goes on. Every process draws its own dropout and mixing, so that another number of them draws others."""
+    if state.epoch >= run.config.epochs:
+        return f"resumed    after the last of {run.config.epochs} epochs: no training is left"
     line = f"resumed    epoch {state.epoch + 1}, step {state.step} of {run.train.order.steps}"
     now = run.accelerator.num_processes
     return line if now == processes else f"{line}; it was on {processes} processes, on {now} it draws other numbers"

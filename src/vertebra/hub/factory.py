@@ -40,6 +40,9 @@ def create_model(
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    scriptable: bool | None = None,
+    exportable: bool | None = None,  # noqa: ARG001 - always
+    no_jit: bool | None = None,  # noqa: ARG001 - always
     *,
     features_only: bool = False,
     out_indices: Indices = None,
@@ -55,11 +58,16 @@ def create_model(
     `file=` for local weights, `num_classes=`, `mean=` ...
     `options` are the fields of the architecture's config: `num_classes`, `in_chans`, `global_pool`, `drop_rate`,
     `drop_path_rate`, `img_size` (pixels), `output_stride` ...; None means the default. `device` None: torch's default
-    one, which `with torch.device(...)` sets.
+    one, which `with torch.device(...)` sets. Every model is `exportable` and free of compiled code (`no_jit`); none is
+    `scriptable`: `torch.jit.trace` and `torch.export` take all of them.
 
     Raises `UnknownNameError` for a name or option that does not exist, `WeightsUnavailableError` where weights cannot
     be had, `WeightsError` where they do not fit.
     """
+    if scriptable:
+        raise VertebraError(
+            "scriptable=True: torch.jit.script takes none of the models; use torch.jit.trace or torch.export"
+        )
     given = {k: v for k, v in options.items() if v is not None}
     device = torch.get_default_device() if device is None else device
     found = _with_cfg(resolve(model_name, cache_dir=cache_dir), pretrained_cfg, pretrained_cfg_overlay)
@@ -218,6 +226,8 @@ def load_model(
         return _from_file(None, path, options)
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
         raise WeightsError(f"no checkpoint at {path}")
+    if len(path.parts) > 1 and path.parts[0] != "timm" and path.parent.is_dir():
+        raise WeightsError(f"no folder {path.name} in {path.parent}; a repository of that name is hf-hub:{source}")
     return create_model(str(source), pretrained=True, cache_dir=cache_dir, **options)
 
 

@@ -84,7 +84,10 @@ def is_model(model_name: str) -> bool:
 
 def is_model_pretrained(model_name: str) -> bool:
     """Whether a checkpoint is published for `arch` or `arch.tag`."""
-    cfg = get_pretrained_cfg(model_name) if is_model(model_name) else None
+    arch, _, tag = model_name.partition(".")
+    if arch not in REGISTRY or (tag and model_name not in REGISTRY.weights(arch)):
+        return False
+    cfg = get_pretrained_cfg(model_name)
     return cfg is not None and cfg.has_weights
 
 

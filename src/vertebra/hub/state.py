@@ -1,8 +1,10 @@
 """A checkpoint file -> a flat dict of tensors. safetensors is read by mapping; pickles may hold nothing but tensors."""
 
+import argparse
 import json
 import mmap
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,9 @@ from vertebra.spec import State, WeightsError
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which training scripts put a state dict, averaged weights first."""
 
+_PREFIXES = ("module.", "_orig_mod.")
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
+"""Of a terminal, in torch's own messages."""
 _MAPPED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "F64": torch.float64}
 
 
@@ -75,9 +80,11 @@ def _read_npz(path: Path) -> State:
 def _read_pickle(path: Path) -> Any:
     try:
         # Mapped, not read: tensors are paged in as they are used. Only the zip format of torch >= 1.6 can be.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # Training scripts keep their arguments beside the weights, as a Namespace, which holds data alone.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = _COLOURS.sub("", str(error)).strip().partition("\n")[0]
         raise WeightsError(
             f"{path} is not a checkpoint of tensors alone, and nothing else is unpickled: {reason}"
             "; convert it with the code that wrote it: torch.save(model.state_dict(), FILE)"
@@ -100,14 +107,16 @@ def wrappers(content: Any) -> list[str]:
 
 
 def unwrap(content: Any, path: Path | str = "the checkpoint") -> State:
-    """The state dict inside what a training script saved: wrapper keys and `module.` prefixes removed."""
+    """The state dict inside what a training script saved: without wrapper keys, and without what DDP and
+    `torch.compile` put before names.
+    """
     for key in wrappers(content):
         content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
     state = cast("dict[str, Any]", dict(content))
-    while state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
         raise WeightsError(

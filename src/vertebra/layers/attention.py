@@ -25,7 +25,10 @@ def _bf16_on_cpu(x: object) -> bool:
 
 
 class Attention(nn.Module):
-    """Queries, keys and values of all heads come from one product with one weight."""
+    """Queries, keys and values of all heads come from one product with one weight.
+
+    With `fused_attn` set to False, the attention map (b, h, n, n) goes through `attn_drop`, where a hook sees it.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, *, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0
@@ -33,18 +36,22 @@ class Attention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise VertebraError(f"embed_dim {dim} is not divisible by num_heads {num_heads}; choose a divisor of it")
-        self.num_heads = num_heads
-        self.attn_drop = attn_drop
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.fused_attn = True
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         b, n, d = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        if self.training and self.attn_drop == 0 and _bf16_on_cpu(q):
+        if not self.fused_attn:
+            x = self.attn_drop(torch.softmax((q * self.scale) @ k.transpose(-2, -1), dim=-1)) @ v
+        elif self.training and self.attn_drop.p == 0 and _bf16_on_cpu(q):
             x = attend(q, k, v)
         else:
-            x = scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+            x = scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, d)))

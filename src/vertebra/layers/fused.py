@@ -27,7 +27,8 @@ _POST_OPS: dict[str, tuple[str, list[float]]] = {
     "silu": ("swish", []),
 }
 _PROBES = 32
-"""Weights compared with their packed originals at each call: edits through `.data` leave no other trace."""
+"""Weights, at least, that are compared with their packed originals at each call: edits through `.data` leave no other
+trace."""
 _LAYOUTS = 2
 """Input shapes for which a weight is kept packed: a batch and its odd last one. oneDNN chooses a layout by shape, and
 reorders at every call, two to four times slower than the plain steps, where it is given another's."""
@@ -43,11 +44,18 @@ class _Packed:
     bias: Tensor
     stamp: tuple[object, ...]
     watched: tuple[tuple[Tensor, Tensor], ...]
-    """(view of a source, its values when packed)."""
+    """(a source, its values when packed)."""
+    probed: tuple[Tensor, Tensor, Tensor]
+    """(the weight as it lies in memory, places in it, their values when packed)."""
 
     def fresh(self, stamp: tuple[object, ...]) -> bool:
         """Whether the sources are still what they were."""
-        return stamp == self.stamp and all(torch.equal(now, then) for now, then in self.watched)
+        weight, places, values = self.probed
+        return (
+            stamp == self.stamp
+            and torch.equal(weight.index_select(0, places), values)
+            and all(torch.equal(now, then) for now, then in self.watched)
+        )
 
 
 _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
@@ -86,7 +94,7 @@ def _ints(size: Sequence[int] | str) -> list[int]:
 
 def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, *within: nn.Module) -> bool:
     """True where no gradient, tracer, mode or hook (those on modules `within` too) would miss the skipped steps."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor:
+    if followed(x):
         return False
     weight = conv.weight
     return (
@@ -107,15 +115,24 @@ def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, *within: nn.Module) 
     )
 
 
+def followed(x: Tensor) -> bool:
+    """Whether gradients or a tracer follow what is done to `x`. Asked first: a tracer records other questions."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or type(x) is not Tensor
+        or bool(torch._C._get_tracing_state())
+    )
+
+
 def _watched(*modules: nn.Module) -> bool:
-    """Whether a hook, a tracer or a dispatch mode wants to see the steps."""
+    """Whether a hook or a dispatch mode wants to see the steps."""
     return bool(
         any(m._forward_hooks or m._forward_pre_hooks for m in modules)
         or nn_module._global_forward_hooks
         or nn_module._global_forward_pre_hooks
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch._C._get_tracing_state()
         or torch.is_autocast_enabled("cpu")
         or not torch.backends.mkldnn.is_available()
         or not torch.backends.mkldnn.enabled
@@ -149,10 +166,28 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, stamp: tuple[object, ...]) -> _Pa
     scale = scale if not bn.affine else scale * bn.weight.double()
     shift = -mean.double() * scale + (bn.bias.double() if bn.affine else 0.0)
     native = weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    flat = weight.flatten() if weight.is_contiguous() else weight.permute(0, 2, 3, 1).flatten()
-    views = (flat[:: max(1, flat.numel() // _PROBES)], mean, var, *(p.detach() for p in bn.parameters()))
+    flat, places = weight.as_strided((weight.untyped_storage().nbytes() // weight.itemsize,), (1,), 0), _places(weight)
+    views = (mean, var, *(p.detach() for p in bn.parameters()))
     bias = shift.to(weight.dtype if native else torch.float32)
-    return _Packed({}, scale.float().reshape(-1, 1, 1, 1), bias, stamp, tuple((v, v.clone()) for v in views))
+    return _Packed(
+        {},
+        scale.float().reshape(-1, 1, 1, 1),
+        bias,
+        stamp,
+        tuple((v, v.clone()) for v in views),
+        (flat, places, flat.index_select(0, places)),
+    )
+
+
+def _places(weight: Tensor) -> Tensor:
+    """Where in memory to look: in every output channel, in every input channel and at every place of the kernel, so
+    that whoever prunes one by hand is noticed.
+    """
+    sizes = (*weight.shape[:2], weight[0, 0].numel())
+    step = torch.arange(max(_PROBES, *sizes))
+    rows, columns, kernel = (step % size for size in sizes)
+    place = torch.stack((rows, columns, kernel // weight.shape[3], kernel % weight.shape[3]), 1)
+    return int(weight.storage_offset()) + (place * torch.tensor(weight.stride())).sum(1)
 
 
 @torch.inference_mode(False)
@@ -166,6 +201,6 @@ def _reorder(conv: nn.Conv2d, packed: _Packed, shape: torch.Size) -> Tensor:
 
 def in_format_of(x: Tensor, image: Tensor) -> Tensor:
     """`x` contiguous where `image` is: fused kernels answer channels-last, and callers may `view` their answers."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor or x.device.type != "cpu":
+    if followed(x) or x.device.type != "cpu":
         return x
     return x.contiguous() if x.ndim == 4 and image.is_contiguous() else x

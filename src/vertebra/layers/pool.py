@@ -17,6 +17,8 @@ class GlobalPool(nn.Module):
 
     def __init__(self, pool_type: str = "avg") -> None:
         super().__init__()
+        if pool_type.startswith("fast"):  # older code names the same results so, computed without a layer
+            pool_type = pool_type.removeprefix("fast") or "avg"
         if pool_type not in POOL_TYPES:
             raise unknown_name("global_pool", pool_type, POOL_TYPES, where="a feature map")
         self.pool_type = pool_type

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from vertebra.layers.fused import followed
+
 LARGE = 2**24
 """Bytes of a batch's map from which on it is cut up. Inside a step there are tensors of twice its output's size."""
 _WIDENING = 16
@@ -53,7 +55,7 @@ def _bytes(x: Tensor) -> int:
 
 def _may_cut(x: Tensor, modules: Iterable[nn.Module]) -> bool:
     """True where no gradient, tracer, mode, hook or batch statistics would notice."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(x) is not Tensor or x.device.type != "cpu":
+    if followed(x) or x.device.type != "cpu":
         return False
     return not (
         x.shape[0] < 2
@@ -63,6 +65,5 @@ def _may_cut(x: Tensor, modules: Iterable[nn.Module]) -> bool:
         or nn_module._global_forward_pre_hooks
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch._C._get_tracing_state()
         or any(m._forward_hooks or m._forward_pre_hooks or m.training for m in modules)
     )

@@ -27,12 +27,13 @@ _ORDER = {
 _CHOICES = "choices.json"
 
 
-def pick_dtype(dtype: str, device: torch.device) -> str:
-    """'auto': bf16 where the hardware has it, else f32."""
+def pick_dtype(dtype: str, device: torch.device, backend: str = "auto") -> str:
+    """'auto': bf16 where the hardware has it and the named backend runs it, else f32."""
     if dtype != "auto":
         known(dtype, DTYPES, "dtype")
         return dtype
-    return "bf16" if machine.native_bf16(device) else "f32"
+    refused = backend in BACKENDS and BACKENDS[backend].refusal(device, "bf16")
+    return "bf16" if machine.native_bf16(device) and not refused else "f32"
 
 
 def known(name: str, allowed: Mapping[str, object], what: str) -> None:

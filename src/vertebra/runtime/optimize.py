@@ -77,7 +77,7 @@ def optimize(
 
     `backend`: auto, eager, inductor, openvino, onnxruntime. 'auto' goes by device, installed packages and, where a
     `calibrate=True` timed the candidates before, by what it found on this machine. `dtype`: auto (bf16 where the
-    hardware has it, else f32), f32, bf16, int8. `device` None: where the model lies.
+    hardware has it and the answers stay near enough, else f32), f32, bf16, int8. `device` None: where the model lies.
     `sample`: images as the model takes them (normalised), to compare the answers on; int8 is calibrated with them and
     cannot do without. Where another size is compiled for, they are resized to it. `batch`: the number of images that
     comes most; OpenVINO gives it a program of its own beside the one for any number, faster (bf16 2%, int8 up to twice)
@@ -131,7 +131,13 @@ class Optimized(nn.Module):
         self._sizes = threading.Lock()
         self._met, self._making = set[tuple[int, int]](), set[tuple[int, int]]()
         super().train(False)
-        self._program, self.report = self._maker.make()
+        try:
+            self._program, self.report = self._maker.make()
+        except VerificationError:
+            if recipe.dtype != "auto" or self._maker.dtype == "f32":
+                raise
+            self._maker = _Maker(self._maker.model, replace(recipe, dtype="f32"))
+            self._program, self.report = self._maker.make()
         self._checked = {self._maker.native}
         self._others: dict[tuple[int, int], Callable[[Tensor], Tensor]] = {}
 
@@ -255,7 +261,7 @@ class _Maker:
         self.model = model
         self.recipe = recipe
         self.device = next(model.parameters()).device
-        self.dtype = choose.pick_dtype(recipe.dtype, self.device)
+        self.dtype = choose.pick_dtype(recipe.dtype, self.device, recipe.backend)
         height, width = cast("tuple[int, int, int]", resolve_model_data_config(model)["input_size"])[-2:]
         self.native = (height, width)
         self.cache = cache.root(recipe.cache_dir)

@@ -8,12 +8,12 @@ class VertebraError(ValueError):
     """Base of every error that the caller's input, files or network can cause."""
 
 
-class UnknownNameError(VertebraError):
-    """A model, tag, option or layer name that does not exist."""
+class UnknownNameError(VertebraError, RuntimeError):
+    """A model, tag, option or layer name that does not exist. Code of this field expects a RuntimeError for these."""
 
 
-class WeightsError(VertebraError):
-    """A checkpoint that cannot be read, or does not fit the model it was meant for."""
+class WeightsError(VertebraError, RuntimeError):
+    """A checkpoint that cannot be read, or does not fit the model it was meant for; as torch's, a RuntimeError."""
 
 
 class WeightsUnavailableError(WeightsError):

@@ -233,7 +233,7 @@ class CspNet(Backbone):
             self.stem = nn.Sequential()
 
     def forward_head(self, x: Float[Tensor, "b c h w"], pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits)
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)  # which may be the caller's own
 
     def get_classifier(self) -> nn.Module:
         return self.head.fc

@@ -216,7 +216,7 @@ class Dla(Backbone):
     def forward_head(self, x: Float[Tensor, "b c h w"], pre_logits: bool = False) -> Tensor:
         x = dropout(self.global_pool(x), self.drop_rate, self.training)
         x = x if pre_logits else self.fc(x)
-        return x.flatten(1) if self.global_pool.pool_type else x
+        return x.flatten(1) if getattr(self.global_pool, "pool_type", "another") else x  # it may be the caller's own
 
     def get_classifier(self) -> nn.Module:
         return self.fc

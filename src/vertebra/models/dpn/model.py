@@ -213,7 +213,7 @@ class Dpn(Backbone):
             return 0.5 * (logits.mean((2, 3)) + logits.amax((2, 3)))
         x = dropout(self.global_pool(x), self.drop_rate, self.training)
         x = x if pre_logits else self.classifier(x)
-        return x.flatten(1) if self.global_pool.pool_type else x
+        return x.flatten(1) if getattr(self.global_pool, "pool_type", "another") else x  # it may be the caller's own
 
     def get_classifier(self) -> nn.Module:
         return self.classifier

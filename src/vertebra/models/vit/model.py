@@ -167,6 +167,26 @@ class VisionTransformer(Backbone):
         x = dropout(self.fc_norm(self.pool(x)), self.drop_rate, self.training)
         return x if pre_logits else self.head(x)
 
+    def get_intermediate_layers(
+        self,
+        x: Float[Tensor, "b c h w"],
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """The last `n` blocks' patch tokens, or those of the blocks `n`: (b, n, d), or (b, d, h, w) with `reshape`;
+        pairs with the prefix tokens where these are asked for. `forward_intermediates`, as DINO's code calls it.
+        """
+        return self.forward_intermediates(
+            x,
+            n if isinstance(n, int) else list(n),
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         return self.head
 
