@@ -43,7 +43,7 @@ def claim(out: Path, resume: bool) -> None:
     goes_on = bool(checkpoint.all_in(out))
     if not resume and (goes_on or (out / METRICS).exists()):
         raise VertebraError(f"{out} already holds a run; go on with it (--resume auto), or name another --out")
-    there = [name for name in (METRICS, VALIDATION, MODEL, RECORD, REPORT) if (out / name).exists()]
+    there = [name for name in (METRICS, VALIDATION, MODEL, RECORD, REPORT) if (out / name).is_file()]
     if not (out / CONFIG).exists():  # of a run that never came to its first checkpoint, the others are there, too
         there += [name for name in (SPLIT, LABELS) if (out / name).exists()]
     if there and not goes_on:

@@ -360,9 +360,9 @@ def _roll_back(run: Run, state: State, out: Path, error: NotFiniteError, progres
 
 def _resumed(run: Run, state: State, processes: int) -> str:
     """Where it goes on. Every process draws its own dropout and mixing, so that another number of them draws others."""
-    if state.epoch >= run.config.epochs:
-        return f"resumed    after the last of {run.config.epochs} epochs: no training is left"
     line = f"resumed    epoch {state.epoch + 1}, step {state.step} of {run.train.order.steps}"
+    if state.epoch >= run.config.epochs:
+        line = f"resumed    after the last of {run.config.epochs} epochs: no training is left"
     now = run.accelerator.num_processes
     return line if now == processes else f"{line}; it was on {processes} processes, on {now} it draws other numbers"
 
