@@ -17,7 +17,7 @@ CNNS = ("dla46_c", "cspdarknet53", "dpn48b", "regnetx_002")
 VIT = "deit_tiny_patch16_224"
 
 
-def both(name: str, **options: Any) -> tuple[nn.Module, nn.Module]:
+def both(name: str, **options: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
     theirs = timm.create_model(name, **options).eval()
     ours = vertebra.create_model(name, **options)
@@ -92,7 +92,7 @@ def test_intermediate_layers_of_a_transformer(n: Any, reshape: bool, norm: bool)
     for prefix in (True, False):
         with torch.no_grad():
             mine, reference = (
-                m.get_intermediate_layers(image(), n=n, reshape=reshape, return_prefix_tokens=prefix, norm=norm)  # pyright: ignore[reportCallIssue]
+                m.get_intermediate_layers(image(), n=n, reshape=reshape, return_prefix_tokens=prefix, norm=norm)
                 for m in (ours, theirs)
             )
         torch.testing.assert_close([*mine], [*reference], rtol=1e-3, atol=1e-4)

@@ -57,6 +57,20 @@ def test_a_model_that_answers_otherwise_is_not_handed_out(vit: Backbone, fake: F
     assert not list((tmp_path / "compiled").iterdir())
 
 
+def test_a_type_that_nobody_named_gives_way_to_f32(
+    vit: Backbone, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose.machine, "native_bf16", lambda _: True)
+    fake.alter = lambda y: y if len(fake.built) > 1 else -y
+    fast = vertebra.optimize(vit, "fake", cache_dir=tmp_path)
+    assert (fast.report.dtype, len(fake.built)) == ("f32", 2)
+    again = vertebra.optimize(vit, "fake", cache_dir=tmp_path)
+    assert (again.report.dtype, again.report.cached, len(fake.built)) == ("f32", True, 2)  # and bf16 is not tried anew
+    fake.alter = lambda y: -y
+    with pytest.raises(VerificationError, match=r"fake.* does not answer as eager f32"):
+        vertebra.optimize(vit, "fake", "bf16", cache_dir=tmp_path)
+
+
 def test_a_change_of_the_first_class_alone_is_found(vit: Backbone, fake: Fake, tmp_path: Path) -> None:
     vit.head.weight.data.mul_(50)  # sure of its answers
     sample = torch.randn(6, 3, 32, 32)

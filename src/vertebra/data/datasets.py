@@ -314,7 +314,8 @@ def _split_of_name(stem: str) -> str | None:
     return SPLITS.get(re.split(r"[-_.]", stem.lower())[0])
 
 
-def _split_named(name: str) -> str:
+def split_named(name: str) -> str:
+    """train, val or test, whichever of their usual names it is. Raises `UnknownNameError`."""
     split = SPLITS.get(name.lower())
     if split is None:
         raise unknown_name("split", name, dict.fromkeys(SPLITS.values()))
@@ -370,7 +371,7 @@ def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> tu
         if not file.is_file():
             raise VertebraError(f"{path}: no image at {file}; paths in it are relative to {path.parent}")
         member = Member(str(file), name, file.stat().st_size)
-        rows.append(Row(member, label, _split_named(split) if split else None))
+        rows.append(Row(member, label, split_named(split) if split else None))
     check_names(
         str(path), sorted({name for row in rows for name in ([row.label] if isinstance(row.label, str) else row.label)})
     )

@@ -100,10 +100,12 @@ def build(
 ) -> Run:
     """Everything, on its device. Raises `VertebraError` for what cannot be.
 
-    `saved`: the checkpoint that will be put into it, which says what the model is; what that started from may be gone.
+    `accelerator`: of a config that was checked; None: it is checked, and gets one. `saved`: the checkpoint that will be
+    put into it, which says what the model is; what that started from may be gone.
     """
-    check(config)
-    accelerator = accelerator or make_accelerator(config, out)
+    if accelerator is None:
+        check(config)
+        accelerator = make_accelerator(config, out)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     dataset = _dataset(config)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.data import create_transform, resolve_model_data_config
-from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset, with_validation
+from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset, split_named, with_validation
 from vertebra.data.labels import places
 from vertebra.engine import multilabel
 from vertebra.engine.config import RunConfig
@@ -31,9 +31,7 @@ from vertebra.engine.setup import readable
 from vertebra.hub.pretrained import METADATA_KEY
 from vertebra.hub.state import read_header
 from vertebra.runtime.optimize import optimize as make_fast
-from vertebra.spec import VertebraError, did_you_mean, unknown_name
-
-SPLIT_NAMES = ("train", "val", "test")
+from vertebra.spec import VertebraError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +91,7 @@ def validation_split(
             f"{source} gives images several classes or none, and the model expects exactly one class per image; "
             "give one that was trained on such data, with loss.kind=bce"
         )
-    if split not in (None, *SPLIT_NAMES):
-        raise unknown_name("split", split, SPLIT_NAMES)
-    name = split or _default_split(dataset)
+    name = split_named(split) if split else _default_split(dataset)
     part = dataset.part("train" if name == "all" else name)
     if multi_label:
         part = any_number(part, len(dataset.classes))

@@ -78,9 +78,8 @@ def export_model(
     `format`: onnx, openvino, pt2 or aoti; None: by `out`'s suffix. `dtype`: f32, bf16 (openvino: 16-bit weights, bf16
     arithmetic where the processor has it), int8 (openvino). `batch` None: any. `dynamic_size`: images of any multiple
     of the patch (CNN: of the whole reduction). `with_preprocess`: uint8 photos (b, h, w, 3) of any size in,
-    probabilities out. `samples`: photos that int8 is calibrated on, and that the check uses beside generated images,
-    or, from `CHECK` on, in their place (but `with_preprocess` is asked about these sizes, too); without
-    them, where the classes have names, it takes scikit-image's cat if that is installed.
+    probabilities out. `samples`: photos that int8 is calibrated on, and that the check uses beside generated images;
+    without them, where the classes have names, it takes scikit-image's cat if that is installed.
 
     Raises `UnknownNameError` for a format or type that does not exist, `VertebraError` for what cannot be combined, or
     where the written file does not answer as the model; then nothing is left of it.
@@ -111,9 +110,7 @@ def _write(
     written.parent.mkdir()
     FORMATS[options.format].write(_job(model, options, record, samples[:CALIBRATE]), written)
     shown = samples[:CHECK] or (_installed_photo() if record.labels else [])
-    # What a model never saw it may answer with next to nothing, of which rounding leaves less.
-    made_up = [] if len(shown) == CHECK and not options.with_preprocess else generated()
-    _save_reference(model, options, [*made_up, *shown], reference)
+    _save_reference(model, options, [*generated(), *shown], reference)
     cases = in_new_process(written, reference, record)
     files = sorted(written.parent.iterdir(), key=lambda file: file == written)  # weights first, what names them last
     size = sum(file.stat().st_size for file in files)

@@ -108,13 +108,13 @@ def fastest(programs: Mapping[str, Callable[[Tensor], Tensor]], images: Tensor, 
 
 
 def remembered(folder: Path, key: str) -> str | None:
-    """The backend that a calibration found fastest for this key on this machine."""
+    """What was found for this key on this machine: the fastest backend, or the type of number to take instead."""
     return _read(folder).get(key)
 
 
-def remember(folder: Path, key: str, backend: str) -> None:
-    """Keep a calibration's finding. Of two processes at once, one may win."""
-    choices = {**_read(folder), key: backend}
+def remember(folder: Path, key: str, choice: str) -> None:
+    """Keep such a finding. Of two processes at once, one may win."""
+    choices = {**_read(folder), key: choice}
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / f"{_CHOICES}.{time.monotonic_ns()}"
     fresh.write_text(json.dumps(choices, indent=1))

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-SHORT = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +18,9 @@ class Bound:
     """Answers are compared with their mean over the classes taken away: a common shift says nothing."""
 
     cosine: float
-    """Least cosine of any row. A row shorter than `SHORT` of the longest has little direction, and is taken for that
-    long: of few classes, logits may lie near zero, where rounding turns them far and changes no probability.
-    """
+    """Least cosine of any row."""
     error: float = inf
-    """Greatest difference, as a share of the greatest value of any row."""
+    """Greatest difference, as a share of the greatest value."""
     agreement: float = 1.0
     """Least share of rows whose first class stays, of those where the model is sure of it."""
     margin: float
@@ -60,24 +57,16 @@ class Figures:
         )
 
 
-def compare(
-    expected: Array, found: Array, bound: Bound, *, classes: bool = True, among: Array | None = None
-) -> Figures:
-    """(b, ...) against (b, ...), row by row; of another shape, NaN. `classes` False: embeddings have no first class.
-
-    `among`: all rows that are expected, where these are some of them; what is long or great is told by all.
-    """
+def compare(expected: Array, found: Array, bound: Bound, *, classes: bool = True) -> Figures:
+    """(b, ...) against (b, ...), row by row; of another shape, NaN. `classes` False: embeddings have no first class."""
     if expected.shape != found.shape:
         return Figures(cosine=nan, error=nan, flipped=0, sure=0, images=len(expected))
     with np.errstate(invalid="ignore"):  # of infinities
         a, b = (_centred(rows, classes=classes) for rows in (expected, found))
-        every = a if among is None else _centred(among, classes=classes)
-        squares = (a * a).sum(1)
-        missing = np.maximum(SHORT**2 * (every * every).sum(1).max() - squares, 0)
-        norms = np.sqrt(squares + missing) * np.sqrt((b * b).sum(1) + missing)
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         same = (a == b).all(1)  # a row of zeros has no direction, and may still be right
-        cosine = np.where(same, 1.0, ((a * b).sum(1) + missing) / np.maximum(norms, 1e-30)).min()
-        error = np.abs(a - b).max() / max(np.abs(every).max(), 1e-30)
+        cosine = np.where(same, 1.0, (a * b).sum(1) / np.maximum(norms, 1e-30)).min()
+        error = np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)
     sure = _sure(a, bound.margin) if classes and a.shape[1] > 1 else np.zeros(len(a), bool)
     flipped = (sure & (a.argmax(1) != b.argmax(1))).sum()
     return Figures(

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -131,13 +132,7 @@ class Optimized(nn.Module):
         self._sizes = threading.Lock()
         self._met, self._making = set[tuple[int, int]](), set[tuple[int, int]]()
         super().train(False)
-        try:
-            self._program, self.report = self._maker.make()
-        except VerificationError:
-            if recipe.dtype != "auto" or self._maker.dtype == "f32":
-                raise
-            self._maker = _Maker(self._maker.model, replace(recipe, dtype="f32"))
-            self._program, self.report = self._maker.make()
+        self._program, self.report = self._maker.make()
         self._checked = {self._maker.native}
         self._others: dict[tuple[int, int], Callable[[Tensor], Tensor]] = {}
 
@@ -274,6 +269,8 @@ class _Maker:
             raise VertebraError(f"sample of shape {tuple(recipe.sample.shape)}: give images (b, c, h, w), at least one")
         if recipe.batch is not None and recipe.batch < 1:
             raise VertebraError(f"batch={recipe.batch}: give the number of images that comes most often, from 1 on")
+        if self._may_yield() and self.backend().kept and choose.remembered(self.cache, self._artefact()):
+            self.dtype = "f32"
         self._eager_program = Eager().load(replace(self.job(self.native), dtype="f32"), self.cache)
 
     def eager(self, x: Tensor) -> Tensor:
@@ -330,7 +327,25 @@ class _Maker:
         """A program for images of `size` (default: the model's own), compared with eager f32."""
         if self.recipe.calibrate and self.recipe.backend == "auto" and size is None:
             self._calibrate()
-        return self._make(self.backend(), size or self.native)
+        try:
+            return self._make(self.backend(), size or self.native)
+        except VerificationError as error:
+            if not self._may_yield() or size is not None:
+                raise
+            _log.warning("float32 is taken: %s", error)
+            if self.backend().kept:  # else it would be compiled each time to be refused
+                with suppress(OSError):
+                    choose.remember(self.cache, self._artefact(), "f32")
+            self.dtype = "f32"
+            return self._make(self.backend(), self.native)
+
+    def _may_yield(self) -> bool:
+        """Whether the type of number is nobody's wish but ours."""
+        return self.recipe.dtype == "auto" and self.dtype != "f32"
+
+    def _artefact(self) -> str:
+        """What the cache calls the model's own size."""
+        return self.entry(self.backend(), self.job(self.native)).name
 
     def _calibrate(self) -> None:
         """Time all candidates, unless an earlier process did. Those that fail their check do not take part."""
