@@ -31,7 +31,7 @@ _OURS = (
         file="dla46_c.tin100.safetensors",
         license="apache-2.0",
         num_classes=100,
-        preprocess=Preprocess(input_size=(3, 96, 96), crop_pct=1.0, interpolation="bilinear"),
+        preprocess=Preprocess(input_size=(3, 128, 128), crop_pct=1.0, interpolation="bilinear"),
     ),
 )
 """Trained by us, see docs/weights/; 100 classes of ImageNet, from photos of 64 x 64 pixels."""
