@@ -1,4 +1,4 @@
-"""A traced graph with less in it: normalisations folded into convolutions, activations not written in place.
+"""A traced graph with less in it: normalisations folded into convolutions, activations not written in place, no slices.
 
 The exporter to ONNX traces a graph anew, each operator taken apart, and joins the parts again afterwards. Measured over
 our CNNs with sizes left free, a third to two thirds of an export went there, for nothing that is left in the file.
@@ -15,6 +15,8 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from vertebra.runtime.apart import make_apart
+
 aten = torch.ops.aten
 
 
@@ -27,6 +29,8 @@ def simplify(program: ExportedProgram) -> None:
             _fold(program, node)
         else:
             _write_elsewhere(node)
+    if not any(map(_writes, program.graph.nodes)):  # what is written through a view must stay in one piece
+        make_apart(program)
     program.graph.lint()
     program.graph_module.recompile()
 
@@ -59,11 +63,16 @@ def _like(old: Tensor, new: Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(new.to(old.dtype), requires_grad=False)
 
 
+def _writes(node: Node) -> bool:
+    """Whether it changes its operand."""
+    return isinstance(node.target, OpOverload) and node.target._schema.name.endswith("_")
+
+
 def _write_elsewhere(node: Node) -> None:
     """`relu_` becomes `relu`, where its operand is a value of its own that nobody else reads."""
     target: Any = node.target
     operand = node.args[0] if node.args else None
-    if not isinstance(target, OpOverload) or not target._schema.name.endswith("_"):
+    if not _writes(node):
         return
     if not isinstance(operand, Node) or operand.op != "call_function" or len(operand.users) > 1:
         return
