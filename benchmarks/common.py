@@ -22,6 +22,9 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 SHARED = Path(os.environ.get("VERTEBRA_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 """Weights, photos and training sets: `../shared/data`, or in the folder that VERTEBRA_SHARED names."""
 
+SETTLING = 0.05
+"""Seconds. One call was too short for models of 2 ms: torch's idle threads still spun beside it, and it took twice."""
+
 
 def machine() -> dict[str, str]:
     """Processor, cores, instruction sets that matter here, and versions."""
@@ -49,7 +52,8 @@ def interleave(
     """Seconds of each call, the contestants in turn, so that a drift of the machine's speed meets all alike.
 
     `settle` is for contestants of different runtimes: the idle threads of the one before spin on the cores for a while,
-    and its weights fill the caches. Each is called once unmeasured before it is measured, in an order shuffled anew.
+    and its weights fill the caches. Each is called unmeasured for `SETTLING` seconds, once at least, before it is
+    measured, in an order shuffled anew.
     """
     order, dice = list(contestants), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -58,7 +62,10 @@ def interleave(
             dice.shuffle(order)
         for name in order:
             call = contestants[name]
+            settled = time.perf_counter() + SETTLING
             if settle:
+                call()
+            while settle and time.perf_counter() < settled:
                 call()
             start = time.perf_counter()
             call()
