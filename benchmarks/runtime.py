@@ -202,7 +202,6 @@ def int8(options: argparse.Namespace, lines: list[str], figures: dict[str, Any])
         sample = torch.stack([transform(decode(p)) for p in photos[:: max(1, len(photos) // 32)]])
         ours, theirs = twins(MODELS[label], sample)
         for batch in (1, 8):
-            # For any batch, OpenVINO leaves the quantising of pre-activation networks (DPN) to passes of its own.
             fast = vertebra.optimize(ours, dtype="int8", sample=sample, batch=batch)
             x = sample[:batch].contiguous()
             t = timed({"ours": fast, "timm": theirs}, x, options.quick)
