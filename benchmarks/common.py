@@ -62,11 +62,11 @@ def interleave(
             dice.shuffle(order)
         for name in order:
             call = contestants[name]
-            settled = time.perf_counter() + SETTLING
             if settle:
+                settled = time.perf_counter() + SETTLING
                 call()
-            while settle and time.perf_counter() < settled:
-                call()
+                while time.perf_counter() < settled:
+                    call()
             start = time.perf_counter()
             call()
             elapsed = time.perf_counter() - start

@@ -52,6 +52,15 @@ class TwoReaders(Net):
         return self.bn(self.conv(x)) + self.conv(x)
 
 
+def operators_left(net: nn.Module, image: Tensor) -> Counter[str]:
+    """How many of each kind the simplified graph holds, which must answer as the model does."""
+    program = torch.export.export(net, (image,))
+    simplify(program)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(image), net(image))
+    return Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+
+
 @pytest.mark.parametrize(
     ("net", "normalisations", "writes"),
     [
@@ -67,11 +76,7 @@ class TwoReaders(Net):
 def test_answers_stay(net: nn.Module, normalisations: int, writes: int) -> None:
     image = torch.randn(2, 3, 9, 9)
     before = {key: value.clone() for key, value in net.eval().state_dict().items()}
-    program = torch.export.export(net, (image,))
-    simplify(program)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(image), net(image))
-    left = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    left = operators_left(net, image)
     assert left["aten.batch_norm.default"] == normalisations
     assert sum(count for name, count in left.items() if "_." in name) == writes
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -150,10 +155,5 @@ class Shared(Paths):
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_sliced_is_made_apart(net: nn.Module, slices: int, convolutions: int) -> None:
-    image = torch.randn(2, 3, 5, 5)
-    program = torch.export.export(net.eval(), (image,))
-    simplify(program)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(image), net(image))
-    left = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    left = operators_left(net.eval(), torch.randn(2, 3, 5, 5))
     assert (left["aten.slice.Tensor"], left["aten.conv2d.default"]) == (slices, convolutions)
