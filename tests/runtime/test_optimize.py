@@ -18,7 +18,8 @@ from vertebra.models.backbone import Backbone
 from vertebra.runtime import choose
 from vertebra.runtime.backend import BackendError
 from vertebra.runtime.background import Build
-from vertebra.runtime.optimize import Recipe, _Maker, is_cached
+from vertebra.runtime.maker import Maker, Recipe
+from vertebra.runtime.optimize import is_cached
 from vertebra.runtime.verify import VerificationError
 from vertebra.spec import VertebraError
 
@@ -131,8 +132,8 @@ def test_eager_mode_answers_nothing_while_the_model_trains(cnn: Backbone, tmp_pa
 
 
 def test_int8_samples_are_told_apart_by_their_bytes_without_a_copy(vit: Backbone, fake: Fake, tmp_path: Path) -> None:
-    def maker(sample: Tensor) -> _Maker:
-        made = _Maker(vit, Recipe(dtype="int8", sample=sample, cache_dir=str(tmp_path)))
+    def maker(sample: Tensor) -> Maker:
+        made = Maker(vit, Recipe(dtype="int8", sample=sample, cache_dir=str(tmp_path)))
         made._hash = "of the weights"
         return made
 
