@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vertebra.engine import benchmark as module
 from vertebra.engine import contest
@@ -20,6 +21,7 @@ from vertebra.engine.limits import Limits, Work, measure_limits, work
 from vertebra.engine.measure import measure
 from vertebra.engine.plot import plot
 from vertebra.runtime import machine
+from vertebra.runtime.backend import DTYPES
 from vertebra.spec import UnknownNameError, VertebraError
 
 CPU = torch.device("cpu")
@@ -293,10 +295,24 @@ def test_limits_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(measure_limits(CPU, ("bf16",)).flops) == {"f32", "bf16"}  # also in what it may be computed instead
 
 
+@pytest.mark.parametrize("side", [64, 1024])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_every_way_to_multiply_has_as_much_to_do(dtype: str, side: int) -> None:
+    products = limits_module._products(dtype, side, CPU)
+    assert len(products) == 2
+    for product in products:
+        with FlopCounterMode(display=False) as counter:
+            found = product()
+        assert counter.get_total_flops() == 2 * side**3
+        assert isinstance(found, torch.Tensor)
+        assert found.dtype == DTYPES[dtype]
+
+
 def test_int8_products_are_products() -> None:
-    product = limits_module._product("int8", 32, CPU)()
-    assert isinstance(product, torch.Tensor)
-    assert product.dtype == torch.int32
+    (product,) = limits_module._products("int8", 32, CPU)
+    found = product()
+    assert isinstance(found, torch.Tensor)
+    assert found.dtype == torch.int32
 
 
 def row(**figures: Any) -> Row:
