@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from vertebra.data.datasets import Dataset, open_dataset, with_validation
+from vertebra.data.members import list_folder
 from vertebra.spec import VertebraError
 
 COLOURS = {"cat": "red", "dog": "green", "eel": "blue"}
@@ -139,6 +140,14 @@ def test_a_link_to_nowhere_is_named_when_it_is_read(tmp_path: Path) -> None:
     for sample in lost:
         with pytest.raises(VertebraError, match=rf"{sample.name}: cannot be read"):
             sample.read()
+
+
+@pytest.mark.parametrize("later", [b"", b"short", b"as long as it was", b"longer than it was " * 9])
+def test_a_file_that_changed_since_it_was_listed_is_read_as_it_is(tmp_path: Path, later: bytes) -> None:
+    (tmp_path / "file").write_bytes(b"AS LONG AS IT WAS")
+    (member,) = list_folder(tmp_path)
+    (tmp_path / "file").write_bytes(later)
+    assert member.read() == later
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -151,6 +153,38 @@ def _with(tmp_path: Path, part: Part, broken: Path) -> Path:
     table = tmp_path / "table.csv"
     table.write_text("path,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
     return table
+
+
+def test_files_are_read_a_few_ahead_and_large_ones_one_by_one() -> None:
+    told = list[str]()
+
+    @dataclass
+    class Sample:
+        name: str
+        size: int
+
+        def read(self) -> bytes:
+            told.append(f"file {self.name}")
+            if self.size < 0:
+                raise VertebraError(f"{self.name}: cannot be read")
+            return self.name.encode().ljust(self.size)
+
+    def read(content: bytes) -> torch.Tensor:
+        told.append(f"image {content.decode().strip()}")
+        return torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+    sizes = [9, -1, *[9] * 8, 2**18, 2**17, 2**18, 9]
+    part = Part(tuple(cast("Any", Sample(str(i), size)) for i, size in enumerate(sizes)), (0,) * len(sizes))
+    loader = Loader(part, read, Order(images=len(sizes), batch_size=len(sizes), shuffle=False))
+    (batch,) = loader.epoch(0)
+    assert batch.skipped == [(1, "1: cannot be read")]
+    assert batch.indices.tolist() == [0, *range(2, len(sizes))]
+    groups = [range(8), range(8, 11), range(11, 13), range(13, 14)]
+    assert told == [
+        line
+        for group in groups
+        for line in (*[f"file {i}" for i in group], *[f"image {i}" for i in group if sizes[i] > 0])
+    ]
 
 
 def test_a_batch_of_nothing_but_corrupt_images_is_empty(tmp_path: Path) -> None:

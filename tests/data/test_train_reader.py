@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.random_erasing import RandomErasing as PeerErasing
 
-from vertebra.data import DecodeError, create_train_reader, create_transform
+from vertebra.data import DecodeError, create_train_reader, create_transform, jpeg
 from vertebra.data.augment.batch import RandomErasingBatch
 from vertebra.data.augment.reader import TrainReader
 from vertebra.data.augment.sampler import RepeatedAugmentSampler
@@ -84,6 +84,20 @@ def test_flips_flip() -> None:
     plain = create_train_reader(40, **options)(picture)
     assert torch.equal(create_train_reader(40, **{**options, "hflip": 1.0})(picture), plain.flip(-1))
     assert torch.equal(create_train_reader(40, vflip=1.0, **options)(picture), plain.flip(-2))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("kept", [2**26, 100])
+def test_an_image_stays_what_it_was_when_the_next_is_read(
+    interpolation: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is left to resize; with the room for pixels that a thread keeps, and too small to keep."""
+    monkeypatch.setattr(jpeg, "_KEPT", kept)
+    read = create_train_reader(32, **WHOLE | {"ratio": (1.0, 1.0), "interpolation": interpolation})
+    contents = [encoded(Image.new("RGB", (32, 32), (level, 0, 0)), quality=100) for level in (250, 9)]
+    first, second = (read(content) for content in contents)
+    assert int(first[0].float().mean()) in range(248, 253)
+    assert int(second[0].float().mean()) in range(7, 12)
 
 
 def test_photos_are_read_from_anywhere(shared_data: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,25 @@ _PLAIN = frozenset((0xC0, 0xC1, 0xC2))
 _APP1 = 0xE1
 """Where EXIF and XMP are, either of which may say which way is up."""
 _START_OF_SCAN = 0xDA
+_KEPT = 2**26
+"""Bytes of pixels, 22 megapixels' worth, up to which a thread keeps its room for them."""
+
+
+class _Room(threading.local):
+    """Where a thread's pixels go. A new place for each would come as pages to be zeroed: a fifth of a photo's time."""
+
+    pixels = np.empty(0, np.uint8)
+
+    def of(self, count: int) -> NDArray[np.uint8] | None:
+        """For `count` bytes; None where that is too much to keep."""
+        if count > _KEPT:
+            return None
+        if len(self.pixels) < count:
+            self.pixels = np.empty(count, np.uint8)
+        return self.pixels
+
+
+_room = _Room()
 
 
 class Header(NamedTuple):
@@ -82,7 +102,8 @@ def orientation(content: bytes) -> int:
 def decode_upright(content: bytes, header: Header, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
     """All pixels of a JPEG that is not to be turned, at 1/`reduction` (1, 2, 4 or 8) of its size.
 
-    None where `decode` has to do it: without simplejpeg, or because of anything unusual in the file.
+    They are the caller's until the same thread calls again, which may write over them. None where `decode` has to do
+    it: without simplejpeg, or because of anything unusual in the file.
     """
     decoder = _simplejpeg()
     if decoder is None or (header.turnable and orientation(content) in range(2, 9)):
@@ -90,7 +111,7 @@ def decode_upright(content: bytes, header: Header, reduction: int = 1) -> UInt8[
     height, width = -(-header.height // reduction), -(-header.width // reduction)
     least = (0, 0) if reduction == 1 else (height, width)
     try:
-        pixels = decoder(content, min_height=least[0], min_width=least[1])
+        pixels = decoder(content, min_height=least[0], min_width=least[1], buffer=_room.of(height * width * 3))
     except ValueError:  # of anything that libjpeg only warns of, too
         return None
     return pixels if pixels.shape == (height, width, 3) else None

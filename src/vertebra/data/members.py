@@ -47,7 +47,8 @@ class Member:
         try:
             with FileIO(self.container) as file:  # no buffer: what is read is read once
                 if self.offset is None:
-                    return file.read()
+                    content = file.read(self.size + 1)  # the end is met at once, without asking for size and place
+                    return content if len(content) == self.size else content + file.read()
                 file.seek(self.offset)
                 if self.packing:
                     header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vertebra.data import create_transform, resolve_model_data_config
 from vertebra.data.datasets import Dataset, Part, class_counts, open_dataset, with_validation
 from vertebra.data.loader import Loader, Order, default_workers
+from vertebra.data.memory import keep_freed_memory
 from vertebra.data.mix import Mixup
 from vertebra.engine.config import RunConfig
 from vertebra.engine.ema import Ema
@@ -35,7 +36,6 @@ from vertebra.engine.teacher import Remembered, Teacher, load_teacher
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import freeze
 from vertebra.runtime.machine import cores, native_bf16
-from vertebra.runtime.memory import keep_freed_memory
 from vertebra.spec import VertebraError
 
 ASKING = timedelta(hours=6)

@@ -20,9 +20,8 @@ Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Resampling = Literal["bilinear", "bicubic"]
 
-_SMALL = {"bilinear": 80 * 80, "bicubic": 60 * 60}
 _FEW = 44 * 44
-"""Pixels; below, Pillow's own loops beat the fixed cost of a dozen (few, where all rows slide alike) operations."""
+"""Pixels; below, Pillow's own loops beat the fixed cost of a dozen operations."""
 
 _LEVELS = np.arange(256, dtype=np.uint8)
 _RAMP = Image.frombytes("L", (256, 1), _LEVELS.tobytes())
@@ -129,7 +128,7 @@ def rotate(pixels: Pixels, degrees: float, fill: Colour, resampling: Resampling)
 
 def shear_x(pixels: Pixels, factor: float, fill: Colour, resampling: Resampling) -> Pixels:
     height, width, _ = pixels.shape
-    if height * width < _SMALL[resampling]:
+    if height * width < _FEW:
         return _affine(pixels, (1, factor, 0, 0, 1, 0), fill, resampling)
     return _slide(pixels, factor * (np.arange(height) + 0.5), fill, resampling)
 

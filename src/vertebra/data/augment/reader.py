@@ -142,4 +142,5 @@ def _resize(
 ) -> UInt8[Tensor, "3 H W"]:
     if mode.value in RESIZABLE:
         return resize_pixels(image, size, mode.value)
-    return kernels.resize_image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), list(size), mode)
+    # A copy: of the same size, it would be handed on as it is, and the next image is decoded into the same place.
+    return kernels.resize_image(torch.from_numpy(image.copy()).permute(2, 0, 1), list(size), mode)
