@@ -46,7 +46,7 @@ def optimize(
     hardware has it and the answers stay near enough, else f32), f32, bf16, int8. `device` None: where the model lies.
     `sample`: images as the model takes them (normalised), to compare the answers on; int8 is calibrated with them and
     cannot do without. Where another size is compiled for, they are resized to it. `batch`: the number of images that
-    comes most; OpenVINO gives it a program of its own beside the one for any number, faster (bf16 2%, int8 up to twice)
+    comes most; OpenVINO gives it a program of its own beside the one for any number, faster (bf16 4%, int8 up to twice)
     and as large again in memory. Compiled artefacts are kept under `cache_dir`, by default $VERTEBRA_CACHE or the
     user's cache.
 
