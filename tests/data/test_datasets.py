@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vertebra.data.datasets import Dataset, open_dataset, with_validation
+from vertebra.data.datasets import Dataset, open_dataset
+from vertebra.data.holdout import with_validation
 from vertebra.data.members import list_folder
 from vertebra.spec import VertebraError
 
@@ -40,6 +41,7 @@ def tree(root: Path, splits: tuple[str, ...] = ("",), each: int = 3) -> Path:
 
 
 def pack(root: Path, path: Path, prefix: str = "", packing: int = zipfile.ZIP_DEFLATED) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w", packing) as archive:
         for file in sorted(p for p in root.rglob("*") if p.is_file()):
             archive.write(file, prefix + file.relative_to(root).as_posix())
@@ -169,6 +171,103 @@ def test_threads_read_a_zip_without_getting_in_each_others_way(tmp_path: Path) -
     with ThreadPoolExecutor(8) as pool:
         contents = list(pool.map(lambda sample: sample.read(), part.samples))
     assert contents == [png(COLOURS[dataset.classes[label]]) for label in part.labels]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "note"),
+    [
+        (("imagenet1k-train-0", "imagenet1k-validation-00"), {"train": 9, "val": 9}, ""),
+        (("cifar10_train", "cifar10_test"), {"train": 9, "test": 9}, ""),
+        (("train-of-test-a", "dev"), {"train": 9, "val": 9}, ""),  # the first word counts
+        (("photos-train-test", "more"), {"train": 18}, ""),  # what names several says nothing
+        (
+            ("train", "val", "holdout"),
+            {"train": 9, "val": 9},
+            "split 'holdout.zip' left out; only train, val and test are read",
+        ),
+        (("photos", "val"), {"train": 9, "val": 9}, ""),
+    ],
+)
+def test_archives_say_their_split_in_their_names(
+    tmp_path: Path, names: tuple[str, ...], expected: dict[str, int], note: str
+) -> None:
+    for name in names:
+        pack(tree(tmp_path / "source"), tmp_path / "packed" / f"{name}.zip")
+    dataset = open_dataset(tmp_path / "packed")
+    assert (sizes(dataset), dataset.note.partition(": ")[2]) == (expected, note)
+
+
+def test_photos_of_a_contests_test_split_are_left_out_and_counted(tmp_path: Path) -> None:
+    root = tree(tmp_path, ("train",))
+    (root / "test").mkdir()
+    for i in range(2):
+        (root / "test" / f"{i}.png").write_bytes(png("red"))
+    dataset = open_dataset(root)
+    assert sizes(dataset) == {"train": 9}
+    assert dataset.note == f"{root}: 2 photos of the test split left out; they lie in no class folder"
+
+
+@pytest.mark.parametrize("place", ["train", "val", "Test"])
+def test_photos_that_lie_loose_in_a_split_are_named(tmp_path: Path, place: str) -> None:
+    root = tree(tmp_path, ("train", "val", "Test"))
+    (root / place / "loose.png").write_bytes(png("red"))
+    with pytest.raises(VertebraError, match=f"{place}/loose.png lies in no class folder"):
+        open_dataset(root)
+
+
+def test_classes_may_be_called_as_splits_are(tmp_path: Path) -> None:
+    for name in ("train", "dev", "bus"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(png("red"))
+    assert open_dataset(tmp_path).classes == ("bus", "dev", "train")
+
+
+def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for name, colour in COLOURS.items():
+            info = tarfile.TarInfo(f"./{name}/0.png")
+            info.size = len(png(colour))
+            archive.addfile(info, io.BytesIO(png(colour)))
+        for name, kind, target in (
+            ("cat/hard.png", tarfile.LNKTYPE, "./cat/0.png"),
+            ("dog/soft.png", tarfile.SYMTYPE, "0.png"),
+            ("eel/twice.png", tarfile.SYMTYPE, "../eel/once.png"),
+            ("eel/once.png", tarfile.SYMTYPE, "./0.png"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            archive.addfile(link)
+    dataset = open_dataset(tmp_path / "photos.tar")
+    assert sizes(dataset) == {"train": 7}
+    check_content(dataset)
+
+
+def test_a_link_in_a_tar_that_leads_nowhere_is_empty(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for name, target in (("cat/a.png", "b.png"), ("cat/b.png", "a.png"), ("dog/a.png", "/etc/a.png")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            archive.addfile(link)
+    part = open_dataset(tmp_path / "photos.tar").parts["train"]
+    assert [sample.read() for sample in part.samples] == [b""] * 3
+
+
+@pytest.mark.parametrize(
+    ("files", "read"),
+    [(("a.png", "a.mask.png", "a.thumb.jpg"), "a.png"), (("a.image.png",), "a.image.png"), (("a.png", "a.jpg"), "")],
+)
+def test_a_shards_key_has_one_image(tmp_path: Path, files: tuple[str, ...], read: str) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for name in (*files, "a.cls", "b.png", "b.cls"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            archive.addfile(info, io.BytesIO(name[:1].encode()))
+    if not read:
+        with pytest.raises(VertebraError, match=r"a.png and .*a.jpg share one label, and either could be its image"):
+            open_dataset(tmp_path)
+    else:
+        samples = open_dataset(tmp_path).parts["train"].samples
+        assert [sample.name.partition("!")[2] for sample in samples] == [read, "b.png"]
 
 
 def test_shards_of_keys_with_labels(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def test_eps_is_not_handed_to_a_program(odd: Path) -> None:
 
 def test_max_pixels_is_checked_before_pixels_are_loaded(odd: Path) -> None:
     header_only = encoded(Image.new("L", (300, 200)))[:60]  # no pixels in it: reading any would say "truncated"
-    with pytest.raises(DecodeError, match=r"300 x 200 = 60,000 pixels.*higher max_pixels"):
+    with pytest.raises(DecodeError, match=r"300 x 200 = 60,000 pixels.*raise it"):
         decode(header_only, max_pixels=59_999)
     with pytest.raises(DecodeError, match="truncated"):
         decode(header_only, max_pixels=60_000)

@@ -93,6 +93,28 @@ def test_what_is_to_be_turned_is_left_to_pillow(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(61, 47), (300, 500)])
+def test_what_is_broken_in_its_exif_is_upright(size: tuple[int, int]) -> None:
+    """Of the errors that Pillow raises there, some are its own, some Python's."""
+    for exif in (b"II*\0\x08", b"II*\0\x08\0\0\0\1", b"MM", b"\xff" * 9):
+        content = encoded(size, exif=b"Exif\0\0" + exif, dpi=(72, 72))
+        expected = decode(content)
+        assert np.array_equal(of(content), np.asarray(expected))
+        assert create_train_reader(32)(content).shape == (3, 32, 32)
+
+
+def test_what_pillow_opens_at_no_such_size_is_left_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded((300, 500), exif=turned(1))
+    reader = create_train_reader(32, scale=(1.0, 1.0), ratio=(0.6, 0.6), hflip=0.0, color_jitter=None)
+    torch.manual_seed(0)
+    expected = reader(content)
+    for limit in (300 * 500 - 1, 300 * 500 // 2 - 1):  # it warns, it refuses
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        torch.manual_seed(0)
+        assert (reader(content).int() - expected.int()).abs().float().mean() < 10  # not reduced while it is decoded
+    assert of(content) is None
+
+
+@pytest.mark.parametrize("size", [(61, 47), (300, 500)])
 def test_readers_answer_the_same_without_it(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole, and reduced while it is decoded; so a run goes on elsewhere with the same numbers."""
     content, results = encoded(size), []

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from vertebra.data.datasets import Part, class_counts, open_dataset, with_validation
+from vertebra.data.datasets import Part, class_counts, open_dataset
+from vertebra.data.holdout import with_validation
 from vertebra.data.loader import Loader, Order, target
 from vertebra.spec import VertebraError
 

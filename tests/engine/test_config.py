@@ -147,6 +147,10 @@ def test_an_option_of_no_possible_type_is_named(setting: str, message: str) -> N
         (["optim.options.momentum=0.9"], "unknown option 'momentum' for optimizer 'adamw'"),
         (["optim.options.eps=[1, 2]"], r"optim.options.eps=\[1, 2\]: give a number"),
         (["optim.options.eps=true"], "optim.options.eps=True: give a number"),
+        (
+            ["model.options.in_chans=1"],
+            "model.options.in_chans=1: photos are read as red, green",
+        ),
         (["optim.options.amsgrad=1"], "optim.options.amsgrad=1: give true or false"),
         (["optim.options.betas=0.9"], r"optim.options.betas=0.9: give two numbers, as \[0.9, 0.999\]"),
         (["optim.options.eps=-1"], "optim.options={'eps': -1}: adamw: Invalid epsilon"),

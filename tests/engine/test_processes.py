@@ -18,7 +18,8 @@ from tests.engine.conftest import (
     table,
     tiny_run,
 )
-from vertebra.data.datasets import open_dataset, with_validation
+from vertebra.data.datasets import open_dataset
+from vertebra.data.holdout import with_validation
 from vertebra.data.loader import Order
 from vertebra.engine import checkpoint, together
 from vertebra.engine.checkpoint import CheckpointError

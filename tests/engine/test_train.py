@@ -8,7 +8,8 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,15 +25,33 @@ from tests.engine.conftest import (
     table,
     tiny_run,
 )
-from vertebra.data.datasets import open_dataset, with_validation
+from vertebra.data.datasets import open_dataset
+from vertebra.data.holdout import with_validation
 from vertebra.engine import checkpoint, teacher
 from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
 from vertebra.engine.learner import frozen_depth, make_model, side
 from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import build
-from vertebra.engine.train import describe, train
+from vertebra.engine.train import _loss, describe, train
 from vertebra.models.dla import Dla
 from vertebra.spec import VertebraError
+
+
+@pytest.mark.parametrize("arch", ["dla46_c", "deit_tiny_distilled_patch16_224"])
+def test_a_batch_that_could_not_be_read_gives_every_weight_a_gradient_of_nothing(arch: str) -> None:
+    """Other processes wait for it."""
+    model = vertebra.create_model(arch, num_classes=3).train()
+    if hasattr(model, "set_distilled_training"):
+        model.set_distilled_training(True)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    run: Any = SimpleNamespace(model=model, net=model, device="cpu")
+    nothing: Any = SimpleNamespace(labels=torch.empty(0))
+    loss, count = _loss(run, cast("Any", None), nothing)
+    loss.backward()
+    assert (loss.item(), count) == (0.0, 0)
+    assert all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    assert all(module.training for module in model.modules())
 
 
 def test_a_run_leaves_a_model_that_loads_with_its_classes(finished: Path, photos: Path) -> None:

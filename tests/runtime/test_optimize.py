@@ -88,6 +88,33 @@ def test_a_change_of_the_first_class_alone_is_found(vit: Backbone, fake: Fake, t
         vertebra.optimize(vit, "fake", "f32", sample=sample, cache_dir=tmp_path)
 
 
+def test_a_share_of_first_classes_is_judged_on_the_whole_sample_alone(
+    vit: Backbone, fake: Fake, tmp_path: Path
+) -> None:
+    """One image of sixteen may turn in int8; so may it when two are compared again, or one by itself."""
+    vit.head.weight.data.mul_(50)  # sure of its answers
+    sample = torch.randn(16, 3, 32, 32)
+    first = vit(sample[:1])[0].detach()
+    best = first.topk(2).indices
+
+    def alter(logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        for row in logits:
+            if torch.allclose(row, first, atol=1e-3):
+                row[best] = row[best.flip(0)]
+        return logits
+
+    fake.alter = alter
+    for _ in range(2):
+        fast = vertebra.optimize(vit, "fake", "int8", sample=sample, batch=1, cache_dir=tmp_path)
+    assert fast.report.cached
+    assert len(fake.built) == 1
+    assert fast(sample[:1]).argmax() == best[1]
+    fake.alter = lambda logits: alter(logits).roll(1, 1)
+    with pytest.raises(VerificationError, match=r"allowed: cosine from 0\.9, agreement from 90%"):
+        vertebra.optimize(vit, "fake", "int8", sample=sample, cache_dir=tmp_path)
+
+
 def test_what_was_compiled_is_found_again_until_the_weights_change(vit: Backbone, fake: Fake, tmp_path: Path) -> None:
     assert not vertebra.optimize(vit, "fake", "f32", cache_dir=tmp_path).report.cached
     assert vertebra.optimize(copy.deepcopy(vit), "fake", "f32", cache_dir=tmp_path).report.cached

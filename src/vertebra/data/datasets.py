@@ -7,7 +7,6 @@ and label, or `hf:NAME`.
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,6 +49,17 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class _Listing:
+    """DATA as it lies there."""
+
+    rows: list[Row]
+    classes: tuple[str, ...] | None = None
+    """In their order, where DATA says it."""
+    left_out: tuple[str, ...] = ()
+    unlabelled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One split: images and class indices, in parallel; tuples of indices, where an image may have any number."""
 
@@ -89,14 +99,17 @@ class Dataset:
     parts: Mapping[str, Part]
     left_out: tuple[str, ...] = ()
     """What stands beside train, val and test, and is none of `SPLITS`, as SVHN's `extra`."""
+    unlabelled: int = 0
+    """Photos of a test split that lie in no class folder, as contests hand them out."""
 
     @property
     def note(self) -> str:
         """What to say of the data: which splits are left out, and why; "" where there is nothing to say."""
-        if not self.left_out:
-            return ""
         names = ", ".join(map(repr, self.left_out))
-        return f"{self.source}: split {names} left out; only train, val and test are read"
+        said = [f"split {names} left out; only train, val and test are read"] if names else []
+        if self.unlabelled:
+            said.append(f"{self.unlabelled} photos of the test split left out; they lie in no class folder")
+        return f"{self.source}: {'; '.join(said)}" if said else ""
 
     def part(self, name: str) -> Part:
         """A split by name. Raises `VertebraError` where there is none."""
@@ -126,13 +139,14 @@ def open_dataset(
     Tables only: `separator` stands between an image's classes, or `columns` of 0 and 1 say which it has.
     """
     source = str(source)
-    rows, ordered, left_out = _rows(source, separator, columns)
+    listing = _listing(source, separator, columns)
+    rows = listing.rows
     if not rows:
         raise VertebraError(
             f"{source} holds no images in class folders; give a folder of class folders, or a table of path,label"
         )
     found = {name for row in rows for name in ((row.label,) if isinstance(row.label, str) else row.label)}
-    names = tuple(ordered or sorted(found, key=_by_number))
+    names = tuple(listing.classes or sorted(found, key=_by_number))
     if len(names) < 2:
         raise VertebraError(f"{source}: only one class ({', '.join(found)}); there must be two or more to tell apart")
     index = {name: number for number, name in enumerate(names)}
@@ -140,7 +154,8 @@ def open_dataset(
     for row in rows:
         grouped[row.split or "train"].append(row)
     order = [split for split in ("train", "val", "test") if split in grouped]
-    return Dataset(source, names, {split: _part(grouped[split], index) for split in order}, left_out)
+    parts = {split: _part(grouped[split], index) for split in order}
+    return Dataset(source, names, parts, listing.left_out, listing.unlabelled)
 
 
 def _part(rows: Sequence[Row], index: Mapping[str, int]) -> Part:
@@ -168,57 +183,6 @@ def _sets(part: Part) -> list[tuple[int, ...]]:
     return [part.classes_of(position) for position in range(len(part))]
 
 
-def with_validation(dataset: Dataset, share: float, seed: int) -> Dataset:
-    """The same with a "val" split: where there is none, `share` of each class's training images, drawn by `seed`.
-
-    Each class of two images or more gives at least one and keeps at least one. Images with several classes are drawn
-    class by class, the rarest first (Sechidis et al., ECML 2011), as far as their classes' shares allow.
-    """
-    if "val" in dataset.parts:
-        return dataset
-    whole = dataset.part("train")
-    by_class: dict[int, list[int]] = defaultdict(list)
-    for position in range(len(whole)):
-        for label in whole.classes_of(position) or (-1,):  # -1: images of no class are shared out, too
-            by_class[label].append(position)
-    held: set[int] = set()
-    if dataset.multi_label:
-        held = _spread(by_class, share, seed)
-    else:
-        for label, positions in sorted(by_class.items()):
-            held.update(random.Random(f"{seed}/{label}").sample(positions, _count(share, positions)))
-    if not held:
-        raise VertebraError(f"{dataset.source}: one image a class leaves none to validate on; add images, or a split")
-    train = whole.choose([i for i in range(len(whole)) if i not in held])
-    return replace(dataset, parts={**dataset.parts, "train": train, "val": whole.choose(sorted(held))})
-
-
-def _count(share: float, positions: Sequence[int]) -> int:
-    return min(max(1, round(share * len(positions))), len(positions) - 1)
-
-
-def _spread(by_class: Mapping[int, Sequence[int]], share: float, seed: int) -> set[int]:
-    """Images to hold out, such that every class has its share of them and none loses its last image."""
-    left = {label: len(positions) for label, positions in by_class.items()}
-    own: dict[int, list[int]] = defaultdict(list)
-    for label, positions in by_class.items():
-        for position in positions:
-            own[position].append(label)
-    held, decided = set[int](), set[int]()
-    for label, positions in sorted(by_class.items(), key=lambda item: (len(item[1]), item[0])):
-        missing = _count(share, positions) - sum(position in held for position in positions)
-        drawn = random.Random(f"{seed}/{label}").sample(positions, len(positions))
-        for position in sorted(drawn, key=lambda p: p in decided):  # what rarer classes chose to keep, last
-            if missing < 1 or (position in decided and any(p in held for p in positions)):
-                break
-            if position not in held and all(left[other] > 1 for other in own[position]):
-                held.add(position)
-                left.update({other: left[other] - 1 for other in own[position]})
-                missing -= 1
-        decided.update(positions)
-    return held
-
-
 def class_counts(part: Part, classes: Sequence[str]) -> dict[str, int]:
     """Images of each class, by name; 0 where a class has none."""
     counts = Counter(label for own in _sets(part) for label in own)
@@ -229,28 +193,21 @@ def _by_number(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
 
 
-def _rows(
-    source: str, separator: str | None, columns: Sequence[str]
-) -> tuple[list[Row], tuple[str, ...] | None, tuple[str, ...]]:
-    """What there is, the classes' order where DATA says it, and splits that are left out."""
+def _listing(source: str, separator: str | None, columns: Sequence[str]) -> _Listing:
     hub = source.startswith("hf:")
     if not hub:
         paths = _expand(source)
         if paths[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
-            return (*_from_table(paths[0], separator, columns), ())
+            return _from_table(paths[0], separator, columns)
     if separator is not None or columns:
         raise VertebraError(
             f"{source}: label_separator and label_columns are for tables (.csv, .tsv, .parquet); leave them out"
         )
-    if hub:
-        rows, left_out = _from_hub(source.removeprefix("hf:"))
-        return rows, None, left_out
-    rows, left_out = _from_files(source)
-    return rows, None, left_out
+    return _from_hub(source.removeprefix("hf:")) if hub else _from_files(source)
 
 
-def _from_hub(name: str) -> tuple[list[Row], tuple[str, ...]]:
-    """Its rows, and the splits left out: whoever put it there named them, and nobody here can name them anew."""
+def _from_hub(name: str) -> _Listing:
+    """Splits are left out by their names: whoever put it there named them, and nobody here can name them anew."""
     from vertebra.data.huggingface import splits
 
     rows, left_out = list[Row](), list[str]()
@@ -265,19 +222,25 @@ def _from_hub(name: str) -> tuple[list[Row], tuple[str, ...]]:
             f"hf:{name}: split {left_out[0]!r} is none of train, val and test, and there is no other to read; "
             "save its images as class folders, or as a table of path and label"
         )
-    return rows, tuple(left_out)
+    return _Listing(rows, left_out=tuple(left_out))
 
 
-def _from_files(source: str) -> tuple[list[Row], tuple[str, ...]]:
-    """Images in class folders, and the folders beside train, val and test that are left out."""
+def _from_files(source: str) -> _Listing:
+    """Images in class folders. What is no split, beside a train split, is left out: folders and archives."""
     paths = _expand(source)
     if len(paths) == 1 and paths[0].is_dir():
         members = list(list_folder(paths[0]))
         paths = _archives(paths[0], members)
         if not paths:
-            return _from_members([members], [None])
-    listed = [list(list_zip(path) if path.suffix.lower() == ".zip" else list_tar(path)) for path in paths]
-    return _from_members(listed, [_split_of_name(path.stem) for path in paths])
+            return _from_members([(members, None)])
+    splits = {path: _split_of_name(path.stem) for path in paths}
+    beside = [path for path in paths if splits[path] is None] if "train" in splits.values() else []
+    read = [path for path in paths if path not in beside]
+    listed = (
+        (list(list_zip(path) if path.suffix.lower() == ".zip" else list_tar(path)), splits[path]) for path in read
+    )
+    found = _from_members(listed)
+    return replace(found, left_out=(*(path.name for path in beside), *found.left_out))
 
 
 def _archives(root: Path, members: Iterable[Member]) -> list[Path]:
@@ -310,8 +273,10 @@ def _expand(source: str) -> list[Path]:
 
 
 def _split_of_name(stem: str) -> str | None:
-    """`train-0`, `validation_003`, `test` -> the split; anything else does not say."""
-    return SPLITS.get(re.split(r"[-_.]", stem.lower())[0])
+    """`train-0`, `validation_003`, `imagenet1k-val-12` -> the split; what names none, or several, does not say."""
+    first, *others = (SPLITS.get(word) for word in re.split(r"[-_.]", stem.lower()))
+    named = {split for split in others if split is not None}
+    return first or (named.pop() if len(named) == 1 else None)
 
 
 def split_named(name: str) -> str:
@@ -322,9 +287,10 @@ def split_named(name: str) -> str:
     return split
 
 
-def _from_members(listed: Iterable[list[Member]], splits: Iterable[str | None]) -> tuple[list[Row], tuple[str, ...]]:
-    rows, left_out = list[Row](), dict[str, None]()
-    for members, split in zip(listed, splits, strict=True):
+def _from_members(listed: Iterable[tuple[list[Member], str | None]]) -> _Listing:
+    """Of folders or archives, each with the split that its name says."""
+    rows, left_out, unlabelled = list[Row](), dict[str, None](), 0
+    for members, split in listed:
         labels = [m for m in members if m.inner.endswith(".cls")]
         if labels:
             rows += _from_shard(members, labels, split)
@@ -334,35 +300,52 @@ def _from_members(listed: Iterable[list[Member]], splits: Iterable[str | None]) 
         splits_named = {top.lower() for top in tops} & set(SPLITS)
         if len(tops) == 1 and all(len(parts) > 2 for _, parts in photos) and not splits_named:  # all in one folder
             photos = [(member, parts[1:]) for member, parts in photos]
-        shared_out = any(len(parts) > 2 and SPLITS.get(parts[0].lower()) == "train" for _, parts in photos)
+        divided = {parts[0]: SPLITS[parts[0].lower()] for _, parts in photos if _in_split(parts)}
+        shared_out = "train" in divided.values()
         for member, parts in photos:
-            known = SPLITS.get(parts[0].lower()) if len(parts) > 2 else None
-            if shared_out and known is None and len(parts) > 1:
+            known = divided.get(parts[0])
+            loose = SPLITS.get(parts[0].lower()) if len(parts) == 2 and (shared_out or known) else None
+            if loose == "test" and not known:
+                unlabelled += 1
+                continue
+            if shared_out and not known and not loose and len(parts) > 1:
                 left_out[parts[0]] = None
                 continue
-            inner = parts[1:] if known else parts
+            inner = parts[1:] if known or loose else parts
             if len(inner) < 2:
                 raise VertebraError(
                     f"{member.name} lies in no class folder; photos belong into a folder named after their class"
                 )
             rows.append(Row(member, inner[0], known or split))
-    return rows, tuple(left_out)
+    return _Listing(rows, left_out=tuple(left_out), unlabelled=unlabelled)
+
+
+def _in_split(parts: list[str]) -> bool:
+    """Whether a path is that of a photo in a class folder of a split's folder."""
+    return len(parts) > 2 and parts[0].lower() in SPLITS
 
 
 def _from_shard(members: Iterable[Member], labels: Iterable[Member], split: str | None) -> Iterator[Row]:
-    """WebDataset: `key.jpg` beside `key.cls` (an index or a name)."""
+    """WebDataset: `key.jpg` beside `key.cls` (an index or a name). Beside it, `key.mask.png` is something else."""
     by_key = {member.inner.removesuffix(".cls"): member for member in labels}
+    photos = defaultdict[str, list[tuple[Member, str]]](list)
     for member in members:
-        if not PHOTO.search(member.inner):
-            continue
-        folder, _, file = member.inner.rpartition("/")
-        key = f"{folder}/{file.partition('.')[0]}" if folder else file.partition(".")[0]
+        if PHOTO.search(member.inner):
+            folder, _, file = member.inner.rpartition("/")
+            name, _, kind = file.partition(".")
+            photos[f"{folder}/{name}" if folder else name].append((member, kind))
+    for key, found in photos.items():
         if key not in by_key:
-            raise VertebraError(f"{member.name} has no label: there is no {key}.cls beside it")
-        yield Row(member, by_key[key].read().decode().strip(), split)
+            raise VertebraError(f"{found[0][0].name} has no label: there is no {key}.cls beside it")
+        plain = [member for member, kind in found if "." not in kind] or [member for member, _ in found]
+        if len(plain) > 1:
+            raise VertebraError(
+                f"{plain[0].name} and {plain[1].name} share one label, and either could be its image; keep one"
+            )
+        yield Row(plain[0], by_key[key].read().decode().strip(), split)
 
 
-def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> tuple[list[Row], tuple[str, ...] | None]:
+def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> _Listing:
     """Paths are relative to the table's own folder."""
     table = read_table(path, separator, columns)
     rows: list[Row] = []
@@ -375,4 +358,4 @@ def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> tu
     check_names(
         str(path), sorted({name for row in rows for name in ([row.label] if isinstance(row.label, str) else row.label)})
     )
-    return rows, table.classes
+    return _Listing(rows, table.classes)

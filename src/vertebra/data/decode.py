@@ -29,7 +29,7 @@ DEFAULT_MAX_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI", "DDS", "SGI")
 
 # A corrupt file makes Pillow's readers fail in any of these ways (they trust the offsets and counts in it).
-_FILE_FAULTS = (
+FILE_FAULTS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -77,7 +77,7 @@ def decode(
     if max_pixels is not None and max_pixels < 1:
         raise DecodeError(f"max_pixels={max_pixels}: give a positive number of pixels, or None for no limit")
     name, reopen = _opener(source)
-    with _pillow_silenced():
+    with pillow_silenced():
         try:
             with reopen() as stream:
                 return _read(stream, name, max_pixels, at_least)
@@ -117,7 +117,7 @@ def inspect(content: bytes) -> Header:
 
     A PNG whose EXIF follows its pixels counts as upright.
     """
-    with _pillow_silenced():
+    with pillow_silenced():
         try:
             with Image.open(_bytes_stream(content, "<bytes>"), formats=_formats()) as image:
                 deep = image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", ""))
@@ -134,14 +134,14 @@ def inspect(content: bytes) -> Header:
                 )
         except Image.DecompressionBombError as error:
             raise _too_large("<bytes>", None, str(error)) from error
-        except _FILE_FAULTS as error:
+        except FILE_FAULTS as error:
             raise DecodeError(f"<bytes>: truncated or corrupt: {_cause(error)}") from error
 
 
 def _frames(image: Image.Image) -> int:
     try:
         return int(getattr(image, "n_frames", 1)) if image.format in ("GIF", "PNG", "WEBP", "AVIF", "TIFF") else 1
-    except _FILE_FAULTS:
+    except FILE_FAULTS:
         return 1  # the first frame is fine, and no other is used
 
 
@@ -158,7 +158,7 @@ def _opener(source: bytes | str | os.PathLike[str] | BinaryIO) -> tuple[str, Cal
     name = label if isinstance(label, str) else "<stream>"
     try:
         content = cast("bytes | str", source.read())
-    except _FILE_FAULTS as error:
+    except FILE_FAULTS as error:
         raise DecodeError(f"{name}: cannot be read: {_cause(error)}") from error
     if not isinstance(content, bytes):
         raise DecodeError(f"{name}: gives {type(content).__name__}, not bytes; open the file in mode 'rb'")
@@ -207,7 +207,7 @@ def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | N
     except UnidentifiedImageError as error:
         message = f"{name}: not an image, or damaged beyond recognition; formats read here: {', '.join(_formats())}"
         raise DecodeError(message) from error
-    except _FILE_FAULTS as error:
+    except FILE_FAULTS as error:
         raise DecodeError(f"{name}: truncated or corrupt: {_cause(error)}") from error
     rgb.info.clear()  # else a caller that applies the EXIF orientation would turn the image a second time
     return rgb
@@ -227,7 +227,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
 def _too_large(name: str, max_pixels: int | None, size: str) -> DecodeError:
     allowed = "Pillow's limit" if max_pixels is None else f"max_pixels={max_pixels:,}"
     return DecodeError(
-        f"{name}: too many pixels for {allowed} ({size}); if you trust it, decode with a higher max_pixels"
+        f"{name}: too many pixels for {allowed} ({size}); make it smaller, or, where max_pixels can be given, raise it"
     )
 
 
@@ -244,7 +244,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _FILE_FAULTS:
+    except FILE_FAULTS:
         return 1  # a broken EXIF block cannot say which way is up, and the pixels are fine
     return found if found in _UPRIGHT else 1
 
@@ -301,7 +301,7 @@ _filters: warnings.catch_warnings[None] | None = None
 
 
 @contextmanager
-def _pillow_silenced() -> Generator[None]:
+def pillow_silenced() -> Generator[None]:
     """No warnings from Pillow. Filters are the process's: the first call in sets them, the last one out restores."""
     global _silent_calls, _filters  # noqa: PLW0603 - the warning filters that they count are global, too
     with _silence:

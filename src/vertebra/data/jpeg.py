@@ -20,6 +20,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from vertebra.data.decode import FILE_FAULTS, pillow_silenced
+
 _START = b"\xff\xd8"
 _PLAIN = frozenset((0xC0, 0xC1, 0xC2))
 """Start-of-frame markers of Huffman-coded JPEGs: baseline, extended, progressive."""
@@ -90,13 +92,18 @@ def jpeg_header(content: bytes) -> Header | None:
     return None
 
 
-def orientation(content: bytes) -> int:
-    """1 to 8, as EXIF numbers them; of a broken EXIF block 1, as `decode` takes it."""
-    try:
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError):
-        return 1
+def orientation(content: bytes) -> int | None:
+    """1 to 8, as EXIF numbers them; of a broken EXIF block 1, as `decode` takes it; None where only `decode` can tell,
+    because Pillow opens no image as large.
+    """
+    with pillow_silenced():
+        try:
+            with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+                return image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Image.DecompressionBombError:
+            return None
+        except FILE_FAULTS:
+            return 1
 
 
 def decode_upright(content: bytes, header: Header, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
@@ -106,7 +113,7 @@ def decode_upright(content: bytes, header: Header, reduction: int = 1) -> UInt8[
     it: without simplejpeg, or because of anything unusual in the file.
     """
     decoder = _simplejpeg()
-    if decoder is None or (header.turnable and orientation(content) in range(2, 9)):
+    if decoder is None or (header.turnable and orientation(content) in (None, *range(2, 9))):
         return None
     height, width = -(-header.height // reduction), -(-header.width // reduction)
     least = (0, 0) if reduction == 1 else (height, width)

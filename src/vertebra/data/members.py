@@ -7,11 +7,12 @@ seeks and reads, so that no handle is shared and nothing has to be kept open.
 from __future__ import annotations
 
 import os
+import posixpath
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -20,6 +21,9 @@ from vertebra.spec.errors import VertebraError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 """A zip member's own header; its name and extra field follow, and then the data."""
+
+_LINKS = 40
+"""Links to links that are followed, as Linux does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +131,34 @@ def list_zip(path: Path) -> Iterator[Member]:
 
 
 def list_tar(path: Path) -> Iterator[Member]:
-    """An uncompressed tar's files in the order in which they lie there."""
+    """An uncompressed tar's files in the order in which they lie there; a link is the file that it leads to, and empty
+    where that is not in the archive. Raises `VertebraError` for a broken or compressed one.
+    """
     try:
         with tarfile.open(path, "r:") as archive:
-            for info in archive:
-                if info.isfile() and not _hidden(info.name):
-                    yield Member(str(path), info.name.removeprefix("./"), info.size, info.offset_data)
+            files = {posixpath.normpath(info.name): info for info in archive if not info.isdir()}
+            for name in files:
+                held = _followed(files, name)
+                if not _hidden(name) and (held.isfile() or held.islnk() or held.issym()):
+                    yield Member(str(path), name, held.size, held.offset_data)
     except (tarfile.TarError, OSError) as error:
         raise VertebraError(
             f"{path}: cannot be read as a tar: {error}; a compressed one has to be unpacked first"
         ) from error
+
+
+def _followed(files: Mapping[str, tarfile.TarInfo], name: str) -> tarfile.TarInfo:
+    """What holds the data, or the link itself where nothing does. A hard link names a file from the archive's root, a
+    symbolic one from its own folder.
+    """
+    place = name
+    for _ in range(_LINKS):
+        info = files.get(place)
+        if info is None or not (info.islnk() or info.issym()):
+            return info or files[name]
+        folder = posixpath.dirname(place) if info.issym() else ""
+        place = posixpath.normpath(posixpath.join(folder, info.linkname))
+    return files[name]
 
 
 def _hidden(name: str) -> bool:

@@ -174,6 +174,13 @@ def _start_rules(c: RunConfig) -> Rules:
             "freeze.depth without a checkpoint keeps random weights; add --pretrained or --weights FILE",
         ),
         (c.freeze.thaw_every is not None and not frozen, "freeze.thaw_every without freeze.depth thaws nothing"),
+        (
+            c.model.options.get("in_chans", 3) != 3,
+            (
+                f"model.options.in_chans={c.model.options.get('in_chans')}: photos are read as red, green and blue,"
+                " grey ones too; leave it out"
+            ),
+        ),
     ]
 
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vertebra.data import create_transform, resolve_model_data_config
-from vertebra.data.datasets import Dataset, Part, class_counts, open_dataset, with_validation
+from vertebra.data.datasets import Dataset, Part, class_counts, open_dataset
+from vertebra.data.holdout import with_validation
 from vertebra.data.loader import Loader, Order, default_workers
 from vertebra.data.memory import keep_freed_memory
 from vertebra.data.mix import Mixup

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.data import create_transform, resolve_model_data_config
-from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset, split_named, with_validation
+from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset, split_named
+from vertebra.data.holdout import with_validation
 from vertebra.data.labels import places
 from vertebra.engine import multilabel
 from vertebra.engine.config import RunConfig

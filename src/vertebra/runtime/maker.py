@@ -185,7 +185,7 @@ class Maker:
         expected = self.expected(images)  # before the rest: what is wrong with the images is no damage
         try:
             program = backend.load(job, entry)
-            figures = self.verify(program, expected, images, backend.name)
+            figures = self.verify(program, expected, images, backend.name, again=True)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, OSError, VerificationError):
@@ -209,9 +209,11 @@ class Maker:
         """Eager f32's answers."""
         return answers(self.eager, images)
 
-    def verify(self, program: Program, expected: Tensor, images: Tensor, what: str) -> Figures:
+    def verify(self, program: Program, expected: Tensor, images: Tensor, what: str, *, again: bool = False) -> Figures:
+        """`again`: the images are a few of those that it was, or comes to be, judged by."""
         about: dict[str, Any] = {"dtype": self.dtype, "classes": self.model.num_classes > 1}
         if self.recipe.batch is not None:  # it may have a program of its own; filled up with the same images
             rows = torch.arange(self.recipe.batch) % len(images)
-            check(expected[rows], program(images[rows]), what=f"{what} {self.dtype}, batch {len(rows)}", **about)
-        return check(expected, answers(program, images), what=f"{what} {self.dtype}", **about)
+            name = f"{what} {self.dtype}, batch {len(rows)}"
+            check(expected[rows], program(images[rows]), what=name, again=True, **about)
+        return check(expected, answers(program, images), what=f"{what} {self.dtype}", again=again, **about)

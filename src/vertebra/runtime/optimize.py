@@ -164,7 +164,7 @@ class Optimized(nn.Module):
         name = f"{self.report.backend} at {size[0]}x{size[1]} pixels"
         try:
             if self._program.any_size:
-                self._maker.verify(self._program, self._maker.expected(x), x, name)
+                self._maker.verify(self._program, self._maker.expected(x), x, name, again=True)
                 self._checked.add(size)
                 return self._program
             with torch.inference_mode(False):  # the caller's mode; nothing can be traced in it

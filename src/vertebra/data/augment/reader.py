@@ -108,8 +108,11 @@ class TrainReader:
         top, left, rows, columns = self._box(header.height, header.width, draws)
         return whole[top : top + rows, left : left + columns]
 
-    def _reduced(self, content: bytes, header: Header, draws: list[float]) -> UInt8[np.ndarray, "h w 3"]:
-        turned = header.turnable and orientation(content) in (5, 6, 7, 8)
+    def _reduced(self, content: bytes, header: Header, draws: list[float]) -> UInt8[np.ndarray, "h w 3"] | None:
+        way = orientation(content) if header.turnable else 1
+        if way is None:
+            return None
+        turned = way in (5, 6, 7, 8)
         height, width = (header.width, header.height) if turned else header[:2]
         top, left, rows, columns = self._box(height, width, draws)
         reduction = 2 ** int(math.log2(max(1.0, min(rows / self.size[0], columns / self.size[1]))))
