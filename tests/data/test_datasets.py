@@ -186,6 +186,8 @@ def test_threads_read_a_zip_without_getting_in_each_others_way(tmp_path: Path) -
             "split 'holdout.zip' left out; only train, val and test are read",
         ),
         (("photos", "val"), {"train": 9, "val": 9}, ""),
+        (("my-test-photos",), {"train": 9}, ""),  # there is nothing that it could be the test of
+        (("test-photos",), {"test": 9}, ""),
     ],
 )
 def test_archives_say_their_split_in_their_names(

@@ -233,7 +233,7 @@ def _from_files(source: str) -> _Listing:
         paths = _archives(paths[0], members)
         if not paths:
             return _from_members([(members, None)])
-    splits = {path: _split_of_name(path.stem) for path in paths}
+    splits = {path: _split_of_name(path.stem, alone=len(paths) == 1) for path in paths}
     beside = [path for path in paths if splits[path] is None] if "train" in splits.values() else []
     read = [path for path in paths if path not in beside]
     listed = (
@@ -272,11 +272,14 @@ def _expand(source: str) -> list[Path]:
     return paths
 
 
-def _split_of_name(stem: str) -> str | None:
-    """`train-0`, `validation_003`, `imagenet1k-val-12` -> the split; what names none, or several, does not say."""
+def _split_of_name(stem: str, *, alone: bool) -> str | None:
+    """`train-0`, `validation_003`, `imagenet1k-val-12` -> the split; what names none, or several, does not say.
+
+    `alone`: there is no other archive to be told from, so that only a first word is meant to say it.
+    """
     first, *others = (SPLITS.get(word) for word in re.split(r"[-_.]", stem.lower()))
     named = {split for split in others if split is not None}
-    return first or (named.pop() if len(named) == 1 else None)
+    return first or (named.pop() if len(named) == 1 and not alone else None)
 
 
 def split_named(name: str) -> str:
