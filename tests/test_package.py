@@ -28,6 +28,11 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
         assert (value.__doc__ or "").strip()
 
 
+def test_rooms_that_the_documentation_names_are_there_at_once() -> None:
+    code = "import vertebra; print(vertebra.export.load, vertebra.data.create_transform, vertebra.compat)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+
+
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="module 'vertebra' has no attribute 'create_modle'"):
         vertebra.create_modle  # noqa: B018

@@ -55,7 +55,7 @@ _HOMES = {
     "vertebra.spec": ("UnknownNameError", "VertebraError", "WeightsError", "WeightsUnavailableError"),
 }
 _OWNER = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("compat", "data", "engine", "hub", "layers", "models", "runtime", "spec")
+_ROOMS = ("compat", "data", "engine", "export", "hub", "layers", "models", "runtime", "spec")
 
 __all__ = [
     "Optimized",

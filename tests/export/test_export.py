@@ -25,7 +25,7 @@ from vertebra.engine.predict import Predictor
 from vertebra.export import artefact, export_model, is_artefact, load, verify, write
 from vertebra.export.artefact import open_file
 from vertebra.export.formats import FORMATS, Job
-from vertebra.export.write import Options, generated
+from vertebra.export.write import Options, generated, spread
 from vertebra.models.backbone import Backbone
 from vertebra.runtime.sessions import onnx_session
 from vertebra.spec import UnknownNameError, VertebraError
@@ -393,3 +393,33 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(
     with pytest.raises(VertebraError, match=r"cannot write .*cnn.onnx: No space left on device; nothing was changed"):
         export_model(cnn, tmp_path / "cnn.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_takes_as_many_channels_as_its_model(tmp_path: Path) -> None:
+    model = vertebra.create_model("deit_tiny_patch16_224", img_size=32, depth=1, num_classes=10, in_chans=1).eval()
+    out = tmp_path / "grey.onnx"
+    export_model(model, out)
+    image = torch.randn(2, 1, 32, 32)
+    found = load(out)
+    assert found.in_chans == 1
+    assert torch.allclose(found(image), model(image), atol=1e-3)
+    with pytest.raises(VertebraError, match=r"takes \(b, 1, h, w\)"):
+        found(torch.randn(2, 3, 32, 32))
+    with pytest.raises(VertebraError, match="takes photos, and this model 1 channels"):
+        export_model(model, tmp_path / "photo.onnx", with_preprocess=True)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (96, 100)])
+def test_a_file_of_several_sizes_must_take_its_own(size: tuple[int, int], tmp_path: Path) -> None:
+    model = vertebra.create_model("dla46_c", num_classes=10, pretrained_cfg_overlay={"input_size": (3, *size)}).eval()
+    expected = f"for multiples of 32 from 64 on, and this model's own size is {size[0]}x{size[1]}; leave it out"
+    with pytest.raises(VertebraError, match=expected):
+        export_model(model, tmp_path / "model.onnx", dynamic_size=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_are_taken_from_all_over() -> None:
+    names = [Path(f"{i:03}.png") for i in range(1000)]
+    assert spread(names, 4) == [names[i] for i in (0, 250, 500, 750)]
+    assert spread(names[:3], 4) == names[:3]
+    assert spread([], 4) == []

@@ -56,7 +56,7 @@ def holds(model: Any, state: State) -> bool:
 
 @pytest.fixture(autouse=True)
 def fresh_view_of_the_network() -> Iterator[None]:
-    forget = fetch.reachable.cache_clear
+    forget = fetch._reachable.cache_clear
     forget()
     yield
     forget()

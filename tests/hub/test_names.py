@@ -327,3 +327,23 @@ def test_malformed_repository_names(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(fetch, "reachable", lambda _: True)
     with pytest.raises(WeightsUnavailableError, match="a/b/c"):
         vertebra.create_model("a/b/c", cache_dir=tmp_path)
+
+
+def test_the_network_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment later not: four files of a repository must not wait four times."""
+    now, tried, there = [1000.0], list[object](), [False]
+
+    def connect(address: object, _timeout: float) -> Any:
+        tried.append(address)
+        if not there[0]:
+            raise OSError("unreachable")
+        return Mock(__enter__=Mock(), __exit__=Mock(return_value=False))
+
+    monkeypatch.setattr(fetch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(fetch.socket, "create_connection", connect)
+    monkeypatch.setattr(fetch.urllib.request, "getproxies", dict)
+    url = "https://hub.example/model"
+    assert [fetch.reachable(url) for _ in range(4)] == [False] * 4
+    assert len(tried) == 1
+    there[0], now[0] = True, now[0] + 60
+    assert fetch.reachable(url)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vertebra import WeightsError
+from vertebra.hub.convert import convert
 from vertebra.hub.state import read_file, unwrap
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
@@ -165,6 +166,16 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         read_file(tmp_path)
 
 
+def test_a_model_stays_what_it_was_when_its_file_is_rewritten(tmp_path: Path) -> None:
+    """As training scripts do, in place."""
+    path = save({"a": torch.zeros(50_000)}, tmp_path / "best.pth")
+    tensor: Tensor = read_file(path)[0]["a"]
+    torch.save({"a": torch.ones(50_000)}, path)
+    assert torch.equal(tensor, torch.zeros(50_000))
+    torch.save({"a": tensor}, path)
+    assert torch.equal(read_file(path)[0]["a"], torch.zeros(50_000))
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_reading_leaves_the_file_as_it_is(suffix: str, tmp_path: Path) -> None:
     path = save({"a": torch.zeros(500)}, tmp_path / f"a{suffix}")
@@ -173,3 +184,13 @@ def test_reading_leaves_the_file_as_it_is(suffix: str, tmp_path: Path) -> None:
     tensor.add_(1)
     assert path.read_bytes() == before
     assert torch.equal(read_file(path)[0]["a"], torch.zeros(500))
+
+
+@pytest.mark.parametrize("name", ["best.pth", "best", "best.bin"])
+def test_what_is_converted_is_called_safetensors(name: str, tmp_path: Path) -> None:
+    source = save({"a": torch.zeros(3)}, tmp_path / "best.pth")
+    before = source.read_bytes()
+    with pytest.raises(WeightsError, match=f"{name}: must end in .safetensors"):
+        convert(source, "dla34", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
+    assert source.read_bytes() == before

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -108,8 +108,8 @@ def _write(
 ) -> Exported:
     written, reference = folder / "new" / out.name, folder / "reference.safetensors"
     written.parent.mkdir()
-    FORMATS[options.format].write(_job(model, options, record, samples[:CALIBRATE]), written)
-    shown = samples[:CHECK] or (_installed_photo() if record.labels else [])
+    FORMATS[options.format].write(_job(model, options, record, spread(samples, CALIBRATE)), written)
+    shown = spread(samples, CHECK) or (_installed_photo() if record.labels else [])
     _save_reference(model, options, [*generated(), *shown], reference)
     cases = in_new_process(written, reference, record)
     files = sorted(written.parent.iterdir(), key=lambda file: file == written)  # weights first, what names them last
@@ -117,6 +117,12 @@ def _write(
     for file in files:
         file.replace(out.with_name(file.name))
     return Exported(out, record, tuple(cases), size)
+
+
+def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """At most so many, evenly: the first of a sorted folder of class folders are all of one class."""
+    count = min(most, len(samples))
+    return [samples[number * len(samples) // count] for number in range(count)]
 
 
 def format_of(name: str | None, out: Path) -> str:
@@ -146,20 +152,8 @@ def _check(model: object, options: Options, out: Path, samples: Sequence[Sample]
         raise error(f"{options.format} files hold {', '.join(kind.dtypes)}, not {options.dtype!r}{hint}")
     if options.batch is not None and options.batch < 1:
         raise VertebraError(f"batch={options.batch}: give a whole number from 1 on, or None for any")
-    if options.with_preprocess and options.dynamic_size:
-        raise VertebraError("with_preprocess takes photos of any size already; leave dynamic_size out")
-    if options.with_preprocess and model.num_classes < 2:
-        raise VertebraError("with_preprocess ends in probabilities, and this model has no classes to share them among")
-    if options.with_preprocess and model.pretrained_cfg.get("multi_label"):
-        raise VertebraError(
-            "with_preprocess ends in a softmax, and this model answers each of its classes by itself; leave it out: "
-            "the file then gives logits, whose sigmoids are the probabilities"
-        )
-    if options.with_preprocess and options.format == "openvino" and options.dtype == "bf16":
-        raise VertebraError(
-            "OpenVINO would compute the resize's pixel positions in bf16, too, and miss them; use f32 or int8, or leave"
-            " with_preprocess out"
-        )
+    _check_preprocess(model, options)
+    _check_size(model, options)
     if options.dtype == "int8":
         check_samples(len(samples))
     if lacking := missing(*kind.needs):
@@ -173,6 +167,40 @@ def _folder(out: Path) -> Path:
     return out.parent
 
 
+def _check_preprocess(model: Backbone, options: Options) -> None:
+    if not options.with_preprocess:
+        return
+    if options.dynamic_size:
+        raise VertebraError("with_preprocess takes photos of any size already; leave dynamic_size out")
+    if model.in_chans != 3:
+        raise VertebraError(f"with_preprocess takes photos, and this model {model.in_chans} channels; leave it out")
+    if model.num_classes < 2:
+        raise VertebraError("with_preprocess ends in probabilities, and this model has no classes to share them among")
+    if model.pretrained_cfg.get("multi_label"):
+        raise VertebraError(
+            "with_preprocess ends in a softmax, and this model answers each of its classes by itself; leave it out: "
+            "the file then gives logits, whose sigmoids are the probabilities"
+        )
+    if options.format == "openvino" and options.dtype == "bf16":
+        raise VertebraError(
+            "OpenVINO would compute the resize's pixel positions in bf16, too, and miss them; use f32 or int8, or leave"
+            " with_preprocess out"
+        )
+
+
+def _check_size(model: Backbone, options: Options) -> None:
+    """A file of several sizes must take the one that its own preprocessing makes."""
+    if not options.dynamic_size:
+        return
+    height, width = cast("tuple[int, int, int]", resolve_model_data_config(model)["input_size"])[-2:]
+    step = size_multiple(model)
+    if any(side % step or side < 2 * step for side in (height, width)):
+        raise VertebraError(
+            f"dynamic_size makes a file for multiples of {step} from {2 * step} on, and this model's own size is"
+            f" {height}x{width}; leave it out"
+        )
+
+
 def record_of(model: Backbone, options: Options, labels: Sequence[str] | None = None) -> Record:
     """What travels inside the file. `labels` None: the checkpoint's own, where it has any."""
     described = describe(model)
@@ -183,7 +211,7 @@ def record_of(model: Backbone, options: Options, labels: Sequence[str] | None = 
     return Record(
         model=described,
         labels=None if names is None else list(names),
-        preprocess=resolve_model_data_config(model),
+        preprocess=_preprocess(model),
         license=model.pretrained_cfg.get("license"),
         weights_sha256=weights_hash(model),
         format=options.format,
@@ -194,6 +222,12 @@ def record_of(model: Backbone, options: Options, labels: Sequence[str] | None = 
         opset=OPSET if options.format == "onnx" else None,
         versions={"vertebra": vertebra.__version__, **{name: _version(name) for name in packages}},
     )
+
+
+def _preprocess(model: Backbone) -> dict[str, Any]:
+    """The checkpoint's, for as many channels as this model takes."""
+    found: dict[str, Any] = resolve_model_data_config(model)
+    return {**found, "input_size": (model.in_chans, *found["input_size"][-2:])}
 
 
 def _version(package: str) -> str:

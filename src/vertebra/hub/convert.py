@@ -39,6 +39,8 @@ def convert(checkpoint: str | Path, model_name: str | None, out: str | Path, *, 
     must hold the same tensors and answer as the model it was written from; else nothing is left at `out`.
     """
     checkpoint, out = Path(checkpoint), Path(out)
+    if out.suffix != ".safetensors":
+        raise WeightsError(f"{out}: must end in .safetensors")
     _, metadata = read_file(checkpoint)
     model = (load_model(checkpoint) if model_name is None else load_model(model_name, weights=checkpoint)).eval()
     if half:

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from functools import lru_cache
@@ -19,6 +20,8 @@ from vertebra.spec import WeightsError, WeightsUnavailableError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """Names tried in a hub repository or a folder, safest first."""
+
+_REMEMBERED = 30.0
 
 _ADVICE = (
     "to go on offline, name a local file (checkpoint_path=, --weights FILE) or folder (local-dir:PATH, --model DIR)"
@@ -69,9 +72,16 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-@lru_cache(maxsize=8)  # once a process: four files of one repository must not wait four times
 def reachable(url: str, timeout: float = 3.0) -> bool:
-    """Whether something answers at a URL's host within `timeout` seconds. True where a proxy speaks for it."""
+    """Whether something answers at a URL's host within `timeout` seconds. True where a proxy speaks for it.
+
+    Remembered for `_REMEMBERED` seconds: four files of one repository must not wait four times.
+    """
+    return _reachable(url, timeout, int(time.monotonic() // _REMEMBERED))
+
+
+@lru_cache(maxsize=8)
+def _reachable(url: str, timeout: float, _since: int) -> bool:
     parts = urlsplit(url)
     if parts.scheme in urllib.request.getproxies() or not parts.hostname:
         return True

@@ -79,10 +79,10 @@ def _read_npz(path: Path) -> State:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # Mapped, not read: tensors are paged in as they are used. Only the zip format of torch >= 1.6 can be.
+        # Read, not mapped: training scripts rewrite such files in place, under the feet of who maps them.
         # Training scripts keep their arguments beside the weights, as a Namespace, which holds data alone.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = _COLOURS.sub("", str(error)).strip().partition("\n")[0]
         raise WeightsError(

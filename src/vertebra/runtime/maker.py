@@ -215,5 +215,6 @@ class Maker:
         if self.recipe.batch is not None:  # it may have a program of its own; filled up with the same images
             rows = torch.arange(self.recipe.batch) % len(images)
             name = f"{what} {self.dtype}, batch {len(rows)}"
-            check(expected[rows], program(images[rows]), what=name, again=True, **about)
+            found = program(images[rows]).detach().float().cpu()
+            check(expected[rows], found, what=name, again=True, **about)
         return check(expected, answers(program, images), what=f"{what} {self.dtype}", again=again, **about)
