@@ -13,6 +13,7 @@ from torch import Tensor
 
 import vertebra
 from tests.runtime.conftest import Fake
+from vertebra.data import labels_for
 from vertebra.hub.factory import describe
 from vertebra.models.backbone import Backbone
 from vertebra.runtime import choose
@@ -188,6 +189,16 @@ def test_what_reset_classifier_changes_is_another_artefact(vit: Backbone, fake: 
         assert fast.report.cached == (pool == "token")  # as it was at first
         dimensions.append(fast(torch.zeros(1, 3, 32, 32)).ndim)
     assert dimensions == [2, 3, 2]
+
+
+def test_the_classes_of_a_new_head_have_no_names() -> None:
+    model = vertebra.create_model("dla46_c.tin100", pretrained=True)
+    assert labels_for(100, model.pretrained_cfg) is not None
+    model.reset_classifier(100)
+    assert labels_for(100, model.pretrained_cfg) is None
+    assert model.default_cfg is model.pretrained_cfg
+    again = vertebra.create_model("dla46_c.tin100", pretrained=True)
+    assert labels_for(100, again.pretrained_cfg) is not None  # the row's own record is as it was
 
 
 @pytest.mark.parametrize("arch", ["deit_tiny_patch16_224", "dla46_c", "regnetx_002", "dpn68", "cspresnet50"])

@@ -139,8 +139,13 @@ class Backbone(nn.Module, ABC):
     # What follows from that.
 
     def declare_head(self, num_classes: int, global_pool: str) -> None:
-        """Keep what the model says of itself true: saving, exporting and compiled artefacts go by it."""
+        """Keep what the model says of itself true: saving, exporting and compiled artefacts go by it.
+
+        The classes of a new head have no names until somebody gives them.
+        """
         self.num_classes = num_classes
+        named = ("label_names", "label_descriptions")
+        self.pretrained_cfg = self.default_cfg = {k: v for k, v in self.pretrained_cfg.items() if k not in named}
         self.config = replace(self.config, num_classes=num_classes, global_pool=global_pool)
 
     def place(self, layer: nn.Module) -> nn.Module:
