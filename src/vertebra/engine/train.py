@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vertebra.data.loader import Batch, seed_of
@@ -222,10 +222,10 @@ def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
     count = len(batch.labels)
     if count == 0:  # nothing in it could be read: the processes still need this one's (zero) gradients
         size = run.model.pretrained_cfg["input_size"]
-        with _counting_nothing(run.model):
-            outputs: Any = run.net(torch.zeros(1, *size, device=run.device))
-        heads: tuple[Tensor, ...] = outputs if isinstance(outputs, tuple) else (outputs,)
-        return torch.stack([head.sum() for head in heads]).sum() * 0, 0
+        run.model.eval()  # as such, every head has a part in the answer, and no running mean takes the black image in
+        outputs: Tensor = run.net(torch.zeros(1, *size, device=run.device))
+        run.model.train()
+        return outputs.sum() * 0, 0
     images = run.finish(batch.images.to(run.device, non_blocking=True))
     targets = smoothed(batch.labels.to(run.device, non_blocking=True), run.config.loss.smoothing)
     off = run.config.augment.mix_off_epoch
@@ -238,20 +238,6 @@ def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
     if run.teacher is not None:
         return run.loss(outputs, targets, run.teacher(images, batch.indices)), count
     return run.loss(outputs, targets), count
-
-
-@contextmanager
-def _counting_nothing(model: nn.Module) -> Generator[None]:
-    """What passes leaves no trace in running means and variances."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
-    training = [norm.training for norm in norms]
-    for norm in norms:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm, was in zip(norms, training, strict=True):
-            norm.train(was)
 
 
 @contextmanager
