@@ -32,7 +32,7 @@ from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
 from vertebra.engine.learner import frozen_depth, make_model, side
 from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import build
-from vertebra.engine.train import _loss, describe, train
+from vertebra.engine.train import _learn, describe, train
 from vertebra.models.dla import Dla
 from vertebra.spec import VertebraError
 
@@ -44,10 +44,10 @@ def test_a_batch_that_could_not_be_read_gives_every_weight_a_gradient_of_nothing
     if hasattr(model, "set_distilled_training"):
         model.set_distilled_training(True)
     before = {name: value.clone() for name, value in model.named_buffers()}
-    run: Any = SimpleNamespace(model=model, net=model, device="cpu")
+    accelerator = SimpleNamespace(backward=lambda loss: loss.backward())
+    run: Any = SimpleNamespace(model=model, net=model, device="cpu", accelerator=accelerator)
     nothing: Any = SimpleNamespace(labels=torch.empty(0))
-    loss, count = _loss(run, cast("Any", None), nothing)
-    loss.backward()
+    loss, count = _learn(run, cast("Any", None), nothing)
     assert (loss.item(), count) == (0.0, 0)
     assert all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())

@@ -252,6 +252,23 @@ def test_a_file_that_answers_otherwise_is_not_kept(
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"an earlier file"]
 
 
+def test_a_file_that_moves_all_of_several_labels_is_not_kept(
+    vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Softmax takes a common shift away; sigmoids do not."""
+    honest = FORMATS["onnx"]
+
+    def shift(job: Job, path: Path) -> None:
+        job.plan.module.get_parameter("model.head.bias").add_(1)
+        honest.write(job, path)
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(honest, write=shift))
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "multi_label": True}
+    with pytest.raises(VertebraError, match="1 of 1 images' probabilities changed"):
+        export_model(vit, tmp_path / "several.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_cannot_be_read_is_not_kept(vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def scribble(job: Job, path: Path) -> None:
         path.write_bytes(b"no model")

@@ -263,6 +263,15 @@ def test_embeddings_are_compared_without_classes(tmp_path: Path) -> None:
     assert fast.report.figures.sure == 0
 
 
+def test_probabilities_of_a_model_of_several_labels_must_stay(vit: Backbone, fake: Fake, tmp_path: Path) -> None:
+    fake.alter = lambda logits: logits + 1
+    fast = vertebra.optimize(vit, "fake", "bf16", cache_dir=tmp_path / "one")
+    assert fast.report.figures.cosine > 0.999, "of one label a photo, a common shift changes nothing"
+    vit.pretrained_cfg = {**vit.pretrained_cfg, "multi_label": True}
+    with pytest.raises(VertebraError, match=r"not answer as eager f32: .* probabilities kept on 0\.0% of 4 images"):
+        vertebra.optimize(vit, "fake", "bf16", cache_dir=tmp_path / "several")
+
+
 def test_auto_takes_what_a_calibration_found_fastest(
     vit: Backbone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

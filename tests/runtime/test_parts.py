@@ -9,7 +9,6 @@ import subprocess
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -157,53 +156,6 @@ def test_silence_is_for_the_exporters_alone(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "of another thread\nafterwards\n"
 
 
-class Traced:
-    """A stream or a tensor of a GPU's that is not there; it notes what is asked of it."""
-
-    device = torch.device("cuda")
-
-    def __init__(self, name: str, notes: list[str]) -> None:
-        self.name, self.notes = name, notes
-
-    def detach(self) -> Traced:
-        return self
-
-    def record_event(self) -> str:
-        self.notes.append(f"{self.name} marks its place")
-        return self.name
-
-    def wait_event(self, event: str) -> None:
-        self.notes.append(f"{self.name} waits for {event}")
-
-    def record_stream(self, stream: Traced) -> None:
-        self.notes.append(f"{self.name} kept for {stream.name}")
-
-
-def test_a_gpu_program_runs_between_what_its_caller_does_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    notes = list[str]()
-    streams = {threading.get_ident(): Traced("caller", notes)}
-
-    def run(_: object, x: Traced, largest: int) -> Traced:
-        notes.append("computed")
-        return Traced("answer", notes)
-
-    own = Traced("own", notes)
-    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: streams.get(threading.get_ident(), own))
-    monkeypatch.setattr(buckets, "run", run)
-    program: Any = inductor.GraphProgram(torch.nn.Identity(), torch.float32, Path())
-    assert program(Traced("images", notes)).name == "answer"
-    assert notes == [
-        "caller marks its place",
-        "own waits for caller",
-        "images kept for own",
-        "computed",
-        "own marks its place",
-        "caller waits for own",
-        "answer kept for caller",
-    ]
-
-
 def test_int8_on_a_gpu_is_for_models_that_work_with_linear_layers() -> None:
     inductor.check_quantisable(vertebra.create_model("deit_tiny_distilled_patch16_224", device="meta"))
     for arch in ("dla46_c", "dpn68", "regnetx_002", "cspresnet50"):
@@ -251,6 +203,23 @@ def test_comparison_sees_direction_and_first_class_and_no_common_shift() -> None
     assert compare(np.zeros((1, 4)), np.zeros((1, 4)), bound, classes=True).cosine == 1
     for spoilt in (np.nan, np.inf):
         assert not compare(logits, np.full_like(logits, spoilt), bound).within(bound)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 8])
+def test_where_each_class_has_its_own_probability_a_common_shift_is_another_answer(classes: int) -> None:
+    logits = np.random.default_rng(0).normal(size=(5, classes)) - 3
+    bound = BOUNDS["bf16"]
+    same = compare(logits, logits + 0.01, bound, several=True)
+    assert same.within(bound)
+    assert (same.sure, same.flipped) == (5, 0)
+    assert "probabilities kept on 100.0% of 5 images" in str(same)
+    moved = logits.copy()
+    moved[0, -1] = 2
+    assert compare(logits, moved, bound, several=True).flipped == 1
+    shifted = compare(logits, logits + 3, bound, several=True)
+    assert not shifted.within(bound)
+    for spoilt in (np.nan, np.inf):
+        assert not compare(logits, np.full_like(logits, spoilt), bound, several=True).within(bound)
 
 
 def test_answers_of_another_shape_are_other_answers() -> None:
@@ -312,7 +281,7 @@ def test_the_faster_of_two_is_found() -> None:
 def test_the_command_says_what_is_here_and_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VERTEBRA_CACHE", str(tmp_path))
     found = json.loads(CliRunner().invoke(app, ["info", "--runtime", "--json"]).stdout)
-    assert set(found["backends"]) == {"eager", "inductor", "openvino", "onnxruntime"}
+    assert set(found["backends"]) == {"eager", "inductor", "cudagraphs", "openvino", "onnxruntime"}
     assert "f32" in found["backends"]["openvino"]["runs"]
     assert found["to gain"] == ""
     monkeypatch.setattr(machine, "missing", lambda *names: list(names))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def benchmark(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Architectures. Nothing is downloaded.")],
-    backend: Annotated[str, typer.Option(help="Of eager, inductor, openvino, onnxruntime; several: a,b.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="Of eager, inductor, cudagraphs, openvino, onnxruntime; several: a,b.")
+    ] = "auto",
     dtype: Annotated[str, typer.Option(help="Of f32, bf16, int8; several: a,b.")] = "auto",
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1,8",
     against: Annotated[str, typer.Option(help="Peers to run in turn with ours: timm, torchvision.")] = "",

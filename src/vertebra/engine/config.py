@@ -237,6 +237,9 @@ class RunConfig:
     """Over several processes, fsdp2: each keeps a part of the weights, their average and the optimiser's state."""
     compile: bool = False
     """torch.compile the model: a minute or more at the start, faster after it."""
+    cuda_graphs: bool = True
+    """On one GPU, record a step's kernels once and start them together: up to several times faster for small models.
+    Without effect where optim.accumulate, precision=fp16 or model.grad_checkpointing are used."""
     save_every: float = 600.0
     """Seconds between checkpoints inside an epoch; one is written after every epoch anyhow."""
     trackers: tuple[str, ...] = ("tensorboard",)

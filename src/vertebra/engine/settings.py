@@ -16,7 +16,7 @@ from vertebra.engine.config import OptimConfig, RunConfig
 from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
 
 Config = TypeVar("Config")
-_NOT_COMPUTED = ("save_every", "trackers", "data.workers", "data.source", "sharding")
+_NOT_COMPUTED = ("save_every", "trackers", "data.workers", "data.source", "sharding", "cuda_graphs")
 """Fields that leave the weights as they are: a run may go on with others. Of data, the fingerprint decides."""
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 """What YAML takes for a word where the point is missing: 1e-6."""

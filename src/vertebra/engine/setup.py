@@ -26,6 +26,7 @@ from vertebra.data.mix import Mixup
 from vertebra.engine.config import RunConfig
 from vertebra.engine.ema import Ema
 from vertebra.engine.evaluate import eval_loader
+from vertebra.engine.gradients import Gradients
 from vertebra.engine.learner import Size, frozen_depth, make_model
 from vertebra.engine.losses import Distillation, class_weights
 from vertebra.engine.multilabel import settle
@@ -64,7 +65,8 @@ class Run:
     ema: Ema | None
     optimizer: Any
     schedule: Schedule
-    loss: nn.Module
+    gradients: Gradients
+    """Of the images that `net` takes, targets and, where there is one, the teacher's answers."""
     teacher: Teacher | Remembered | None
     finish: Callable[[Tensor], Tensor]
     """The loader's uint8 batch -> normalised, erased."""
@@ -126,6 +128,7 @@ def build(
     ema = Ema(model, config.ema.decay, warmup=config.ema.warmup) if config.ema.decay is not None else None
     net, optimizer = _prepared(config, model, ema, accelerator)
     teacher = _teacher(config, classes, data, dataset.part("train"), accelerator, console)
+    loss = _loss(config, dataset, model, taught=teacher is not None).to(device)
     return Run(
         config=config,
         accelerator=accelerator,
@@ -139,7 +142,7 @@ def build(
         ema=ema,
         optimizer=optimizer,
         schedule=make_schedule(config, updates),
-        loss=_loss(config, dataset, model, taught=teacher is not None).to(device),
+        gradients=_gradients(config, net, model, loss, accelerator),
         teacher=teacher,
         finish=make_finish(config, data["mean"], data["std"]).to(device),
         mix=make_mix(config, len(classes)),
@@ -179,6 +182,22 @@ def _prepared(config: RunConfig, model: Backbone, ema: Ema | None, accelerator: 
     if config.sharding != "none":
         return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(optimizer)  # no DDP
     return accelerator.prepare(torch.compile(model) if config.compile else model, optimizer)
+
+
+def _gradients(
+    config: RunConfig, net: nn.Module, model: Backbone, loss_of: nn.Module, accelerator: Accelerator
+) -> Gradients:
+    every = config.optim.accumulate
+
+    def compute(images: Tensor, targets: Tensor, *taught: Tensor) -> Tensor:
+        loss = loss_of(net(images), targets, *taught)
+        accelerator.backward(loss / every)
+        return loss.detach()
+
+    # A graph's gradients are overwritten, not added to; a scaler and a checkpoint look at what they computed.
+    plain = every == 1 and accelerator.scaler is None and not config.model.grad_checkpointing
+    alone = accelerator.num_processes == 1 and accelerator.device.type == "cuda"
+    return Gradients(compute, model, record=config.cuda_graphs and plain and alone)
 
 
 def _dataset(config: RunConfig) -> Dataset:

@@ -203,9 +203,9 @@ def _update(run: Run, state: State, group: list[Batch]) -> tuple[Tensor, Tensor]
             continue
         torch.manual_seed(seed_of(run.config.seed, state.epoch, state.step + number, accelerator.process_index))
         with _syncing(run, number == len(group) - 1):
-            loss, count = _loss(run, state, batch)
-            accelerator.backward(loss / len(group))
-        totals += torch.stack([loss.detach().to(totals.dtype) * count, totals.new_tensor(float(count))])
+            loss, count = _learn(run, state, batch)
+        totals[0] += loss.to(totals.dtype) * count
+        totals[1] += count
     clipped = None if c.clip_norm is None else accelerator.clip_grad_norm_(run.model.parameters(), c.clip_norm)
     norm = gradient_norm(run, clipped).to(totals)
     run.optimizer.step()
@@ -217,15 +217,17 @@ def _update(run: Run, state: State, group: list[Batch]) -> tuple[Tensor, Tensor]
     return totals, norm
 
 
-def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
-    """The mean loss of a batch, and its number of images."""
+def _learn(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
+    """The mean loss of a batch, detached, and its number of images; its gradients are in the model."""
     count = len(batch.labels)
     if count == 0:  # nothing in it could be read: the processes still need this one's (zero) gradients
         size = run.model.pretrained_cfg["input_size"]
         run.model.eval()  # as such, every head has a part in the answer, and no running mean takes the black image in
         outputs: Tensor = run.net(torch.zeros(1, *size, device=run.device))
         run.model.train()
-        return outputs.sum() * 0, 0
+        loss = outputs.sum() * 0
+        run.accelerator.backward(loss)
+        return loss.detach(), 0
     images = run.finish(batch.images.to(run.device, non_blocking=True))
     targets = smoothed(batch.labels.to(run.device, non_blocking=True), run.config.loss.smoothing)
     off = run.config.augment.mix_off_epoch
@@ -234,10 +236,8 @@ def _loss(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
     shown, now = images, side(run.config, state.epoch)
     if now is not None and now != images.shape[-1]:
         shown = functional.interpolate(images, (now, now), mode="bilinear", antialias=True)
-    outputs = run.net(shown.contiguous(memory_format=run.layout))
-    if run.teacher is not None:
-        return run.loss(outputs, targets, run.teacher(images, batch.indices)), count
-    return run.loss(outputs, targets), count
+    taught = () if run.teacher is None else (run.teacher(images, batch.indices),)
+    return run.gradients(shown.contiguous(memory_format=run.layout), targets, *taught), count
 
 
 @contextmanager

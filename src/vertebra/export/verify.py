@@ -32,7 +32,8 @@ class Case:
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
         f = self.figures
-        return f"{size}: cosine {f.cosine:.6f}, error {f.error:.1e}, {f.flipped} of {f.images} first classes changed"
+        what = "images' probabilities" if f.several else "first classes"
+        return f"{size}: cosine {f.cosine:.6f}, error {f.error:.1e}, {f.flipped} of {f.images} {what} changed"
 
 
 def bound_for(record: Record) -> Bound:
@@ -49,7 +50,8 @@ def verify(artefact: Path, reference: Path) -> tuple[Record, list[Case]]:
         found = run(image)
         if record.with_preprocess:
             found, expected = np.log(np.maximum(found, TINY)), _log_softmax(expected)
-        cases.append(Case(image.shape, compare(expected, found, bound_for(record))))
+        several = bool(record.model.get("multi_label"))
+        cases.append(Case(image.shape, compare(expected, found, bound_for(record), several=several)))
     return record, cases
 
 

@@ -5,6 +5,10 @@ in oneDNN's own layout, and addition and activation run on the convolution's out
 element-wise passes, their page faults and the reordering of weights at every call are a third to two thirds of an
 eager forward pass there. Everywhere else the same function takes the plain steps. The published parameters stay where
 they are; the folded copy lives beside them, is never saved, and is made anew when they change.
+
+On an NVIDIA GPU cuDNN has one kernel for it where the activation is a ReLU: no pass over the map but the convolution's
+own. To see whether weights changed would mean to wait for the GPU; so that is for those alone who say
+`cudnn.unchanging`.
 """
 
 # torch shows hooks, modes and the tracing state under private names only, and does not declare its oneDNN functions.
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from vertebra.layers import cudnn
 from vertebra.layers.activation import ActType, activate
 
 _POST_OPS: dict[str, tuple[str, list[float]]] = {
@@ -65,11 +70,14 @@ def forget(module: nn.Module) -> None:
     """Drop the folded copies of a module's convolutions, and the memory they hold."""
     for child in module.modules():
         _packed.pop(child, None)
+        cudnn.forget(child)
 
 
 def conv_bn_act(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, act: ActType = "", add: Tensor | None = None) -> Tensor:
     """`act(bn(conv(x)) + add)`: (b, c, h, w) -> (b, d, h', w')."""
     if not fusable(x, conv, bn):
+        if not followed(x) and cudnn.is_unchanging() and x.device.type == "cuda" and _foldable(x, conv, bn):
+            return cudnn.conv_bn_act(x, conv, bn, act, add)
         x = bn(conv(x))
         return activate(x if add is None else x.add_(add), act)
     weight, bias = _pack(conv, bn, x)
@@ -96,20 +104,31 @@ def fusable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, *within: nn.Module) 
     """True where no gradient, tracer, mode or hook (those on modules `within` too) would miss the skipped steps."""
     if followed(x):
         return False
-    weight = conv.weight
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
-        and type(conv) is nn.Conv2d
+        and not conv.weight.is_inference()
+        and _foldable(x, conv, bn, *within)
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def _foldable(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, *within: nn.Module) -> bool:
+    """Whether the normalisation may go into the convolution's weight, on any device."""
+    weight = conv.weight
+    return (
+        type(conv) is nn.Conv2d
         and type(bn) is nn.BatchNorm2d
         and not bn.training
         and bn.running_mean is not None
         and type(weight) is nn.Parameter
         and weight.dtype == x.dtype
-        and weight.device.type == "cpu"
-        and not weight.is_inference()
+        and weight.device == x.device
         and conv.bias is None
         and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
         and x.numel() > 0
         and not _watched(conv, bn, *within)
     )
@@ -133,9 +152,6 @@ def _watched(*modules: nn.Module) -> bool:
         or nn_module._global_forward_pre_hooks
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch.is_autocast_enabled("cpu")
-        or not torch.backends.mkldnn.is_available()
-        or not torch.backends.mkldnn.enabled
     )
 
 
@@ -162,9 +178,7 @@ def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, stamp: tuple[object, ...]) -> _Pa
     assert mean is not None
     assert var is not None
     weight = conv.weight.detach()
-    scale = (var.double() + bn.eps).rsqrt()
-    scale = scale if not bn.affine else scale * bn.weight.double()
-    shift = -mean.double() * scale + (bn.bias.double() if bn.affine else 0.0)
+    scale, shift = cudnn.affine(bn)
     native = weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     flat, places = weight.as_strided((weight.untyped_storage().nbytes() // weight.itemsize,), (1,), 0), _places(weight)
     views = (mean, var, *(p.detach() for p in bn.parameters()))

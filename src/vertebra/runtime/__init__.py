@@ -1,1 +1,1 @@
-"""A model made fast: eager, inductor, openvino, onnxruntime, the choice among them, and the proof of its answers."""
+"""A model made fast: the backends, the choice among them, and the proof of its answers."""

@@ -12,17 +12,18 @@ from torch import Tensor
 
 from vertebra.runtime import cache, machine
 from vertebra.runtime.backend import DTYPES, Backend, BackendError
+from vertebra.runtime.cudagraphs import CudaGraphs
 from vertebra.runtime.eager import Eager
 from vertebra.runtime.inductor import Inductor
 from vertebra.runtime.onnxruntime import OnnxRuntime
 from vertebra.runtime.openvino import OpenVino
 from vertebra.spec import unknown_name
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Inductor(), OpenVino(), OnnxRuntime())}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Inductor(), CudaGraphs(), OpenVino(), OnnxRuntime())}
 _ORDER = {
     # Inductor's minutes of compiling on a CPU are for those who ask for them, or for a calibration.
     "cpu": ("openvino", "onnxruntime", "eager"),
-    "cuda": ("inductor", "eager"),
+    "cuda": ("inductor", "cudagraphs", "eager"),
 }
 _CHOICES = "choices.json"
 
@@ -42,14 +43,18 @@ def known(name: str, allowed: Mapping[str, object], what: str) -> None:
         raise unknown_name(what, name, ("auto", *allowed))
 
 
-def pick_backend(backend: str, dtype: str, device: torch.device, remembered: str | None) -> Backend:
-    """Raises `BackendError` where the named backend, or every one, refuses."""
+def pick_backend(
+    backend: str, dtype: str, device: torch.device, remembered: str | None, *, fused: bool = False
+) -> Backend:
+    """`fused`: all of the model is in convolutions that take their normalisation and ReLU with them, so that a compiler
+    has nothing to add on a GPU. Raises `BackendError` where the named backend, or every one, refuses.
+    """
     known(backend, BACKENDS, "backend")
     if backend != "auto":
         if reason := BACKENDS[backend].refusal(device, dtype):
             raise BackendError(f"backend {backend!r} with dtype {dtype!r}: {reason}")
         return BACKENDS[backend]
-    order = _ORDER.get(device.type, ("eager",))
+    order = ("cudagraphs", *_ORDER["cuda"]) if fused and device.type == "cuda" else _ORDER.get(device.type, ("eager",))
     names = (remembered, *order) if remembered in BACKENDS else order
     reasons = dict[str, str]()
     for name in names:
@@ -75,13 +80,14 @@ def describe() -> dict[str, Any]:
         refusals = {d: backend.refusal(device, d) for d in DTYPES}
         able = [d for d, reason in refusals.items() if not reason]
         rows[backend.name] = {"runs": " ".join(able)} if able else {"not here": refusals["f32"]}
+    choice = dict.fromkeys(pick_backend("auto", dtype, device, None, fused=fused).name for fused in (True, False))
     absent = machine.missing("openvino", "nncf", "onnx", "onnxruntime", "onnxscript")
     folder = cache.root()
     return {
         "processor": str(machine.processor().get("cpu_name", "unknown")),
         "instructions": list(machine.flags()),
         "device": device.type,
-        "automatic choice": f"{pick_backend('auto', dtype, device, None).name}, {dtype}",
+        "automatic choice": f"{' or '.join(choice)}, {dtype}",
         "cache": f"{folder} ({cache.size(folder) / 1e6:.0f} MB)",
         "to gain": f"pip install 'vertebra[fast]' brings {', '.join(absent)}: 1.5 to 3 times eager mode's speed on CPUs"
         if absent

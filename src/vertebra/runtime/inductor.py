@@ -1,5 +1,5 @@
-"""torch's own compiler. CPU: an ahead-of-time package with frozen weights, loaded in a moment the next time. GPU:
-max-autotune with CUDA graphs, in buckets of the batch, its kernels kept on disk.
+"""torch's own compiler. CPU: an ahead-of-time package with frozen weights, loaded in a moment the next time. GPU: in
+buckets of the batch, its kernels kept on disk, started together as a CUDA graph.
 """
 
 # torch names its ahead-of-time compiler under `_inductor` in its own documentation.
@@ -9,7 +9,7 @@ import copy
 import importlib
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,14 +17,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from vertebra.runtime import buckets
 from vertebra.runtime.backend import DTYPES, BackendError, Job, Program
+from vertebra.runtime.cudagraphs import GraphProgram
 from vertebra.runtime.graph import capture, quiet
 from vertebra.runtime.machine import compiler, missing
-
-Event = torch.cuda.Event | torch.Event
-LARGEST = 256
-"""Images that one compiled GPU program takes; larger batches run as several."""
 
 
 class PackageProgram:
@@ -42,47 +38,23 @@ class PackageProgram:
             return self._package(image)
 
 
-class GraphProgram:
-    """One thread owns the CUDA graphs: torch keeps them by thread, and an answer lives until the next call.
+def _compiled(model: nn.Module, folder: Path) -> Callable[[Tensor], Tensor]:
+    """`model` for any number of images, each of which is compiled for itself; kernels are kept in `folder`."""
+    compiled: Any = torch.compile(model, dynamic=False)
+    seen = set[torch.Size]()
 
-    Nor has it the caller's stream: its own waits until the images are there, and the caller's for the answer.
-    """
-
-    any_size = False
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype, folder: Path) -> None:
-        self._compiled: Any = torch.compile(model, mode="max-autotune", dynamic=False)
-        self._dtype = dtype
-        self._folder = folder
-        self._thread = ThreadPoolExecutor(1, "vertebra-cuda-graphs")
-        self._seen = set[int]()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        caller = torch.cuda.current_stream(x.device)
-        answer, done = self._thread.submit(self._behind, x.detach(), caller.record_event()).result()
-        caller.wait_event(done)
-        answer.record_stream(caller)  # freed there, its memory is not given away before the caller's work on it is done
-        return answer
-
-    def _behind(self, x: Tensor, ready: Event) -> tuple[Tensor, Event]:
-        """The answer, and what tells when it is there; `ready`: when the images are."""
-        own = torch.cuda.current_stream(x.device)
-        own.wait_event(ready)
-        x.record_stream(own)
-        return buckets.run(self._one, x, LARGEST), own.record_event()
-
-    @torch.no_grad()
-    def _one(self, x: Tensor) -> Tensor:
-        image = x.to(self._dtype, memory_format=torch.channels_last)
-        if len(x) in self._seen:
-            return self._compiled(image).float().clone()
-        kernels = patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": str(self._folder / "kernels")})
+    def forward(image: Tensor) -> Tensor:
+        if image.shape in seen:
+            return compiled(image)
+        kernels = patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": str(folder / "kernels")})
         # Each bucket is a recompilation that is meant; at torch's limit of 8 it would go back to eager mode.
         more = torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=4096)
         with quiet(), kernels, more:
-            answer = self._compiled(image).float().clone()
-        self._seen.add(len(x))
+            answer = compiled(image)
+        seen.add(image.shape)
         return answer
+
+    return forward
 
 
 class Inductor:
@@ -115,10 +87,10 @@ class Inductor:
         if job.device.type == "cpu":
             package = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
             return PackageProgram(package, dtype, job.any_size)
-        model = copy.deepcopy(job.model).to(dtype).to(memory_format=torch.channels_last)
+        model = copy.deepcopy(job.model).to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
         if job.dtype == "int8":
             _quantise(model)
-        return GraphProgram(model, dtype, folder)
+        return GraphProgram(_compiled(model, folder), dtype, job.device)
 
 
 def _quantise(model: nn.Module) -> None:

@@ -123,7 +123,7 @@ class Maker:
 
     def backend(self) -> Backend:
         remembered = choose.remembered(self.cache, self.choice_key())
-        return choose.pick_backend(self.recipe.backend, self.dtype, self.device, remembered)
+        return choose.pick_backend(self.recipe.backend, self.dtype, self.device, remembered, fused=self.model.fused)
 
     def make(self, size: tuple[int, int] | None = None) -> tuple[Program, Report]:
         """A program for images of `size` (default: the model's own), compared with eager f32."""
@@ -212,6 +212,7 @@ class Maker:
     def verify(self, program: Program, expected: Tensor, images: Tensor, what: str, *, again: bool = False) -> Figures:
         """`again`: the images are a few of those that it was, or comes to be, judged by."""
         about: dict[str, Any] = {"dtype": self.dtype, "classes": self.model.num_classes > 1}
+        about["several"] = bool(self.model.pretrained_cfg.get("multi_label"))
         if self.recipe.batch is not None:  # it may have a program of its own; filled up with the same images
             rows = torch.arange(self.recipe.batch) % len(images)
             name = f"{what} {self.dtype}, batch {len(rows)}"

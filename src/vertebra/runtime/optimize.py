@@ -41,9 +41,10 @@ def optimize(
 ) -> "Optimized":
     """A callable with the model's signature and answers, for inference only.
 
-    `backend`: auto, eager, inductor, openvino, onnxruntime. 'auto' goes by device, installed packages and, where a
-    `calibrate=True` timed the candidates before, by what it found on this machine. `dtype`: auto (bf16 where the
-    hardware has it and the answers stay near enough, else f32), f32, bf16, int8. `device` None: where the model lies.
+    `backend`: auto, eager, inductor, cudagraphs, openvino, onnxruntime. 'auto' goes by device, model, what is installed
+    and, where a `calibrate=True` timed the candidates before, by what it found on this machine. `dtype`: auto (bf16
+    where the hardware has it and the answers stay near enough, else f32), f32, bf16, int8. `device` None: where the
+    model lies.
     `sample`: images as the model takes them (normalised), to compare the answers on; int8 is calibrated with them and
     cannot do without. Where another size is compiled for, they are resized to it. `batch`: the number of images that
     comes most; OpenVINO gives it a program of its own beside the one for any number, faster (bf16 4%, int8 up to twice)

@@ -40,8 +40,17 @@ def answers(program: Callable[[Tensor], Tensor], images: Float[Tensor, "b c h w"
     return torch.cat([program(part).detach().float().cpu() for part in images.split(TOGETHER)])
 
 
-def check(expected: Tensor, found: Tensor, *, dtype: str, what: str, classes: bool, again: bool = False) -> Figures:
-    """Two `answers` on the same images. Raises `VerificationError`.
+def check(
+    expected: Tensor,
+    found: Tensor,
+    *,
+    dtype: str,
+    what: str,
+    classes: bool,
+    several: bool = False,
+    again: bool = False,
+) -> Figures:
+    """Two `answers` on the same images. Raises `VerificationError`. `classes`, `several`: as `compare` takes them.
 
     `again`: these few images were, or others will be, judged with more. Where a share of first classes may turn, one of
     two images would say too little of it, and the cosine decides alone.
@@ -49,7 +58,7 @@ def check(expected: Tensor, found: Tensor, *, dtype: str, what: str, classes: bo
     bound = BOUNDS[dtype]
     if again and bound.agreement < 1:
         bound = replace(bound, agreement=0.0)
-    figures = compare(expected.numpy(), found.numpy(), bound, classes=classes)
+    figures = compare(expected.numpy(), found.numpy(), bound, classes=classes, several=several)
     if expected.shape != found.shape:
         what = f"{what} answers with {tuple(found.shape)} in the place of {tuple(expected.shape)}, so it"
     if not figures.within(bound):

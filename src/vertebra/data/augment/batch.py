@@ -42,14 +42,18 @@ class RandomErasingBatch(nn.Module):
 
     def forward(self, batch: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         happens = uniforms(2 * len(batch), self.generator)
+        filled = list[tuple[Tensor, Tensor]]()
         for i, image in enumerate(batch):
             if i >= self.spare and happens[2 * i] < self.p:
                 count = 1 + int(happens[2 * i + 1] * self.count)
                 for _ in range(count):
-                    self._erase(image, count)
+                    filled += self._erase(image, count)
+        for (target, _), noise in zip(filled, _sent([noise for _, noise in filled], batch.device), strict=True):
+            target.copy_(noise)
         return batch
 
-    def _erase(self, image: Float[Tensor, "c h w"], count: int) -> None:
+    def _erase(self, image: Float[Tensor, "c h w"], count: int) -> list[tuple[Tensor, Tensor]]:
+        """(place in the image, what comes there), where that is not nothing, which is put there at once."""
         channels, height, width = image.shape
         draws = uniforms(4 * RandomErasing.ATTEMPTS, self.generator)
         low, high = RandomErasing.AREA
@@ -63,7 +67,16 @@ class RandomErasingBatch(nn.Module):
                 target = image[:, top : top + h, left : left + w]
                 if self.mode == "const":
                     target.zero_()
-                else:
-                    shape = (channels, h, w) if self.mode == "pixel" else (channels, 1, 1)
-                    target.copy_(torch.randn(shape, generator=self.generator).to(image))
-                return
+                    return []
+                shape = (channels, h, w) if self.mode == "pixel" else (channels, 1, 1)
+                return [(target, torch.randn(shape, generator=self.generator))]
+        return []
+
+
+def _sent(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """To the device, together: each by itself would wait until that has done all it was told before."""
+    if device.type != "cuda" or not tensors:
+        return tensors
+    sizes = [tensor.numel() for tensor in tensors]
+    there = torch.cat([tensor.flatten() for tensor in tensors]).pin_memory().to(device, non_blocking=True)
+    return [part.view(tensor.shape) for part, tensor in zip(there.split(sizes), tensors, strict=True)]
