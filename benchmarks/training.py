@@ -7,7 +7,7 @@
 SGD with Nesterov momentum, a warm-up and a cosine. timm's side is `create_model`, `create_loader`,
 `create_optimizer_v2`, `create_scheduler_v2` and its loss, once as they come (float32) and once with its best flags for
 the machine: channels last, and autocast to bf16 where the machine computes that fast. On a GPU the first is left out,
-and the second runs once more under torch.compile, and so does ours (`--set compile=true`). Ours is
+and the second runs once more under torch.compile (its default mode), and so does ours (`--set compile=true`). Ours is
 `vertebra.engine.train` with its defaults; `--set` changes a setting of ours alone. Every run is a process of its own
 with all cores, one after the other, the contestants in turn. Both read with as many worker processes.
 

@@ -263,7 +263,7 @@ def test_a_file_that_moves_all_of_several_labels_is_not_kept(
         honest.write(job, path)
 
     monkeypatch.setitem(FORMATS, "onnx", replace(honest, write=shift))
-    vit.pretrained_cfg = {**vit.pretrained_cfg, "multi_label": True}
+    monkeypatch.setattr(vit, "pretrained_cfg", {**vit.pretrained_cfg, "multi_label": True})
     with pytest.raises(VertebraError, match="1 of 1 images' probabilities changed"):
         export_model(vit, tmp_path / "several.onnx")
     assert not list(tmp_path.iterdir())
