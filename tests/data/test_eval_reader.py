@@ -125,13 +125,13 @@ def test_photos_are_turned_upright(orientation: int) -> None:
 
 def test_large_jpegs_are_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    decoded = jpeg.decode_upright
+    decoded = jpeg.decode_stored
 
     def watched(content: bytes, header: jpeg.Header, reduction: int = 1) -> object:
         asked.append(reduction)
         return decoded(content, header, reduction)
 
-    monkeypatch.setattr("vertebra.data.eval_reader.decode_upright", watched)
+    monkeypatch.setattr("vertebra.data.eval_reader.decode_stored", watched)
     read = reader()  # resizes the shorter side to 73
     for shorter, reduction in ((2 * OVERSIZE * 73 - 1, 1), (2 * OVERSIZE * 73, 2), (600, 4), (3000, 8)):
         content = as_jpeg(smooth(shorter + 40, shorter))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vertebra.data import DecodeError, create_train_reader, decode
 from vertebra.data import jpeg as module
-from vertebra.data.jpeg import decode_upright, jpeg_header
+from vertebra.data.jpeg import decode_stored, jpeg_header, orientation
 
 
 def encoded(size: tuple[int, int] = (61, 47), mode: str = "RGB", **options: Any) -> bytes:
@@ -31,10 +31,10 @@ def turned(orientation: int) -> bytes:
     return exif.tobytes()
 
 
-def of(content: bytes, reduction: int = 1) -> np.ndarray | None:
+def of(content: bytes, reduction: int = 1, rows: int | None = None) -> np.ndarray | None:
     header = jpeg_header(content)
     assert header is not None
-    return decode_upright(content, header, reduction)
+    return decode_stored(content, header, reduction, rows)
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
@@ -63,33 +63,85 @@ def test_photos_and_odd_files_are_pillows(shared_data: Path) -> None:
     for path in sorted((shared_data / "odd-images").iterdir()) + sorted((shared_data / "photos").glob("*.JPEG"))[::8]:
         content = path.read_bytes()
         header = jpeg_header(content)
-        found = None if header is None else decode_upright(content, header)
+        found = None if header is None or orientation(content, header) != 1 else decode_stored(content, header)
         if found is not None:
             assert np.array_equal(found, np.asarray(decode(content))), path
             seen += 1
     assert seen > 12
 
 
-@given(st.integers(1, 2000), st.integers(0, 255), st.integers(0, 2000))
-@settings(deadline=None, max_examples=60)
-def test_damage_is_left_to_pillow_or_read_as_by_it(place: int, value: int, cut: int) -> None:
+@given(
+    st.tuples(st.integers(9, 200), st.integers(1, 300)),  # up to 8 wide, it cannot be told by how much it is reduced
+    st.sampled_from([1, 2, 4, 8]),
+    st.floats(0, 1),
+    st.fixed_dictionaries(
+        {"subsampling": st.sampled_from([0, 1, 2]), "progressive": st.booleans(), "mode": st.sampled_from("LR")},
+        optional={"restart_marker_rows": st.just(1), "keep_rgb": st.just(True), "optimize": st.just(True)},
+    ),
+)
+@settings(deadline=None, max_examples=200)
+def test_the_upper_rows_are_those_of_the_whole(
+    size: tuple[int, int], reduction: int, share: float, options: dict[str, Any]
+) -> None:
+    options["mode"] = "RGB" if options["mode"] == "R" else "L"
+    if options.get("keep_rgb") or options["mode"] == "L":
+        del options["subsampling"]
+    content = encoded(size, **options)
+    whole = of(content, reduction)
+    assert whole is not None
+    whole = whole.copy()  # the next is decoded into the same place
+    rows = max(1, round(share * len(whole)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_WORTH", 1)
+        upper = of(content, reduction, rows)
+    assert upper is not None
+    assert np.array_equal(upper, whole[:rows])
+
+
+def test_decoding_stops_at_the_last_row_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not in a file that was cut off, of which `decode` says so."""
+    heights = list[int]()
+    decoder = module._simplejpeg()
+    assert decoder is not None
+
+    def watched(content: bytes, **options: Any) -> np.ndarray:
+        heights.append(len(pixels := decoder(content, **options)))
+        return pixels
+
+    monkeypatch.setattr(module, "_simplejpeg", lambda: watched)
+    content = encoded((300, 400), subsampling=2)
+    for reduction, rows, height in ((1, 100, 102), (2, 100, 102), (1, 390, 400), (1, None, 400)):
+        found = of(content, reduction, rows)
+        assert found is not None
+        assert (len(found), heights.pop()) == (rows or 400, height)
+    assert of(content[: len(content) * 3 // 4], rows=100) is None
+
+
+@given(st.integers(1, 2000), st.integers(0, 255), st.integers(0, 2000), st.sampled_from([None, 5, 30]))
+@settings(deadline=None, max_examples=200)
+def test_damage_is_left_to_pillow_or_read_as_by_it(place: int, value: int, cut: int, rows: int | None) -> None:
     content = bytearray(encoded())
     content[place % len(content)] = value
     damaged = bytes(content[: len(content) - cut % len(content)])
     header = jpeg_header(damaged)
-    found = None if header is None else decode_upright(damaged, header)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_WORTH", 1)
+        found = None if header is None else decode_stored(damaged, header, rows=rows)
     if found is None:
         return
     try:
         expected = decode(damaged)
     except DecodeError as error:
         pytest.fail(f"read, though Pillow refuses it: {error}")
-    assert np.array_equal(found, np.asarray(expected))
+    assert np.array_equal(found, np.asarray(expected)[:rows])
 
 
-@pytest.mark.parametrize("orientation", range(2, 9))
-def test_what_is_to_be_turned_is_left_to_pillow(orientation: int) -> None:
-    assert of(encoded(exif=turned(orientation))) is None
+@pytest.mark.parametrize("way", range(10))
+def test_exif_tells_the_way_up(way: int) -> None:
+    content = encoded(exif=turned(way))
+    header = jpeg_header(content)
+    assert header is not None
+    assert orientation(content, header) == (way if way in range(1, 9) else 1)
 
 
 @pytest.mark.parametrize("size", [(61, 47), (300, 500)])
@@ -111,7 +163,9 @@ def test_what_pillow_opens_at_no_such_size_is_left_to_decode(monkeypatch: pytest
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         torch.manual_seed(0)
         assert (reader(content).int() - expected.int()).abs().float().mean() < 10  # not reduced while it is decoded
-    assert of(content) is None
+    header = jpeg_header(content)
+    assert header is not None
+    assert orientation(content, header) is None
 
 
 @pytest.mark.parametrize("size", [(61, 47), (300, 500)])

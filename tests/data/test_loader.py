@@ -16,7 +16,7 @@ from PIL import Image
 from vertebra.data import create_train_reader
 from vertebra.data.augment.reader import TrainReader
 from vertebra.data.datasets import Part, open_dataset
-from vertebra.data.loader import Batch, Loader, Order, default_workers
+from vertebra.data.loader import Batch, Loader, Order, default_workers, seed_of
 from vertebra.spec import VertebraError
 
 
@@ -71,6 +71,15 @@ def test_whoever_draws_is_seeded_for_each_image(part: Part, draw: Callable[[], f
         whole, late = (list(Loader(part, read, order).epoch(0, i * 3)) for i, order in enumerate(orders))
         assert same(whole[3:], late)
         assert len({float(image.flatten()[0]) for batch in whole for image in batch.images}) > 10
+
+
+def test_each_image_is_what_reading_it_alone_gives(part: Part) -> None:
+    """Though all are cropped before the first is augmented."""
+    read = create_train_reader(24, auto_augment="3a", color_jitter=0.4, grayscale_prob=0.3)
+    for batch in Loader(part, read, Order(images=len(part), batch_size=8, seed=5)).epoch(1):
+        for index, image in zip(batch.indices.tolist(), batch.images, strict=True):
+            torch.manual_seed(seed_of(5, 1, index, 0))
+            assert torch.equal(image, read(part.samples[index].read()))
 
 
 def test_an_epoch_goes_on_from_any_step(part: Part) -> None:
@@ -173,13 +182,13 @@ def test_files_are_read_a_few_ahead_and_large_ones_one_by_one() -> None:
         told.append(f"image {content.decode().strip()}")
         return torch.zeros(3, 2, 2, dtype=torch.uint8)
 
-    sizes = [9, -1, *[9] * 8, 2**18, 2**17, 2**18, 9]
+    sizes = [9, -1, *[9] * 32, 2**22, 2**21, 2**22, 9]
     part = Part(tuple(cast("Any", Sample(str(i), size)) for i, size in enumerate(sizes)), (0,) * len(sizes))
     loader = Loader(part, read, Order(images=len(sizes), batch_size=len(sizes), shuffle=False))
     (batch,) = loader.epoch(0)
     assert batch.skipped == [(1, "1: cannot be read")]
     assert batch.indices.tolist() == [0, *range(2, len(sizes))]
-    groups = [range(8), range(8, 11), range(11, 13), range(13, 14)]
+    groups = [range(32), range(32, 35), range(35, 37), range(37, 38)]
     assert told == [
         line
         for group in groups

@@ -146,9 +146,16 @@ def test_a_header_is_read_or_not_but_never_fails(content: bytes) -> None:
 
 
 def test_a_header_tells_the_size() -> None:
-    assert jpeg_header(encoded(smooth(33, 21))) == (21, 33, False)
-    assert jpeg_header(encoded(smooth(33, 21), progressive=True)) == (21, 33, False)
-    assert jpeg_header(encoded(smooth(33, 21), exif=Image.Exif().tobytes())) == (21, 33, True)
+    def header(**options: Any) -> tuple[Any, ...] | None:
+        content = encoded(smooth(33, 21), **options)
+        found = jpeg_header(content)
+        assert found is not None
+        assert content[found.place : found.place + 4] == bytes((0, 21, 0, 33))
+        return *found[:3], jpeg._blend(content, found)
+
+    assert header() == header(progressive=True) == (21, 33, False, 2)
+    assert header(exif=Image.Exif().tobytes()) == (21, 33, True, 2)
+    assert header(subsampling=0) == header(subsampling=1) == (21, 33, False, 0)
     assert jpeg_header(encoded(smooth(33, 21).convert("CMYK"))) is None
     assert jpeg_header(encoded(smooth(33, 21), "PNG")) is None
 

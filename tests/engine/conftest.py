@@ -98,7 +98,8 @@ def command(config: RunConfig, out: Path, *, launcher: tuple[str, ...] = ()) -> 
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **more}
+    """As many threads as here: sums, hence weights, depend on it."""
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(torch.get_num_threads()), **more}
 
 
 def wait_for(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:

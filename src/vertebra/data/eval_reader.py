@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
-from vertebra.data.jpeg import decode_upright, jpeg_content, jpeg_header
+from vertebra.data.jpeg import decode_stored, jpeg_content, jpeg_header, orientation
 from vertebra.data.normalize import NormalizeBatch
 from vertebra.data.pixels import RESIZABLE, pixels_of, resize_pixels
 
@@ -102,10 +102,12 @@ class EvalReader:
         header = jpeg_header(content)
         if header is None or (self.max_pixels is not None and header.height * header.width > self.max_pixels):
             return None
+        if orientation(content, header) != 1:
+            return None
         least, reduction = min(header.height, header.width), 1
         while reduction < 8 and least >= 2 * reduction * OVERSIZE * self.shorter:
             reduction *= 2
-        return decode_upright(content, header, reduction)
+        return decode_stored(content, header, reduction)
 
 
 def eval_reader(

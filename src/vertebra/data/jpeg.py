@@ -30,6 +30,9 @@ _APP1 = 0xE1
 _START_OF_SCAN = 0xDA
 _KEPT = 2**26
 """Bytes of pixels, 22 megapixels' worth, up to which a thread keeps its room for them."""
+_WORTH = 2**13
+"""Pixels below the rows that are wanted; for fewer, stopping early costs what it saves."""
+_END = b"\xff\xd9"
 
 
 class _Room(threading.local):
@@ -56,6 +59,8 @@ class Header(NamedTuple):
     width: int
     turnable: bool
     """It holds what may say that it is to be turned."""
+    place: int
+    """Where its height is written, in bytes from the start: two, the upper one first."""
 
 
 def jpeg_content(path: Path) -> bytes | None:
@@ -84,7 +89,7 @@ def jpeg_header(content: bytes) -> Header | None:
             if content[at + 4] != 8 or content[at + 9] not in (1, 3):
                 return None
             height, width = content[at + 5] << 8 | content[at + 6], content[at + 7] << 8 | content[at + 8]
-            return Header(height, width, turnable) if height and width else None
+            return Header(height, width, turnable, at + 5) if height and width else None
         if marker == _START_OF_SCAN or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             return None
         turnable = turnable or marker == _APP1
@@ -92,36 +97,56 @@ def jpeg_header(content: bytes) -> Header | None:
     return None
 
 
-def orientation(content: bytes) -> int | None:
+def orientation(content: bytes, header: Header) -> int | None:
     """1 to 8, as EXIF numbers them; of a broken EXIF block 1, as `decode` takes it; None where only `decode` can tell,
     because Pillow opens no image as large.
     """
+    if not header.turnable:
+        return 1
     with pillow_silenced():
         try:
             with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-                return image.getexif().get(ExifTags.Base.Orientation, 1)
+                found = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Image.DecompressionBombError:
             return None
         except FILE_FAULTS:
             return 1
+    return found if found in range(2, 9) else 1
 
 
-def decode_upright(content: bytes, header: Header, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"] | None:
-    """All pixels of a JPEG that is not to be turned, at 1/`reduction` (1, 2, 4 or 8) of its size.
+def decode_stored(
+    content: bytes, header: Header, reduction: int = 1, rows: int | None = None
+) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The pixels of a JPEG as they are stored, at 1/`reduction` (1, 2, 4 or 8) of its size; with `rows`, only so many
+    from the top, which are the same and come sooner.
 
     They are the caller's until the same thread calls again, which may write over them. None where `decode` has to do
     it: without simplejpeg, or because of anything unusual in the file.
     """
     decoder = _simplejpeg()
-    if decoder is None or (header.turnable and orientation(content) in (None, *range(2, 9))):
+    if decoder is None:
         return None
-    height, width = -(-header.height // reduction), -(-header.width // reduction)
+    stored, strict = header.height, True
+    # Of a file that was cut off, `decode` has to say so.
+    if rows is not None and (stored - rows * reduction) * header.width >= _WORTH and content.endswith(_END):
+        # libjpeg stops where the header says that the image ends, and warns that more follows.
+        stored, strict = min(stored, (rows + _blend(content, header)) * reduction), False
+        content = b"".join((content[: header.place], stored.to_bytes(2, "big"), content[header.place + 2 :]))
+    height, width = -(-stored // reduction), -(-header.width // reduction)
     least = (0, 0) if reduction == 1 else (height, width)
+    room = _room.of(height * width * 3)
     try:
-        pixels = decoder(content, min_height=least[0], min_width=least[1], buffer=_room.of(height * width * 3))
+        pixels = decoder(content, min_height=least[0], min_width=least[1], buffer=room, strict=strict)
     except ValueError:  # of anything that libjpeg only warns of, too
         return None
-    return pixels if pixels.shape == (height, width, 3) else None
+    return pixels[:rows] if pixels.shape == (height, width, 3) else None
+
+
+def _blend(content: bytes, header: Header) -> int:
+    """From how many rows below a row its colours may come, because they are stored for several rows at once."""
+    count = content[header.place + 4]
+    heights = {sampling & 15 for sampling in content[header.place + 6 : header.place + 6 + 3 * count : 3]}
+    return max(heights) if len(heights) > 1 else 0
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as kernels
 
 from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
 from vertebra.data.draws import uniforms
-from vertebra.data.jpeg import Header, decode_upright, jpeg_content, jpeg_header, orientation
+from vertebra.data.jpeg import decode_stored, jpeg_content, jpeg_header, orientation
 from vertebra.data.pixels import RESIZABLE, pixels_of, resize_pixels
 
 _ATTEMPTS = 10
@@ -65,64 +65,69 @@ class TrainReader:
 
     @property
     def draws_from_torch(self) -> bool:
-        """Whether its random numbers are known to be torch's: of steps that others wrote, nobody knows."""
-        return all(type(step).__module__.split(".")[0] in ("vertebra", "torchvision") for step in self.steps)
+        """Whether its random numbers are known to be of torch's default generator: of steps that others wrote, nobody
+        knows.
+        """
+        known = all(type(step).__module__.split(".")[0] in ("vertebra", "torchvision") for step in self.steps)
+        return known and self.generator is None
 
     def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
+        return self.augment(self.crop(source))
+
+    def crop(self, source: Source) -> UInt8[Tensor, "3 h w"]:
+        """The random resized crop and the flips."""
         draws = uniforms(3 + 4, self.generator)
-        part = self._crop(source, draws)
+        part = self._part(source, draws)
         mode = self.interpolations[int(draws[2] * len(self.interpolations))]
         image = _resize(part, self.size, mode)
         if draws[0] < self.hflip:
             image = image.flip(-1)
         if draws[1] < self.vflip:
             image = image.flip(-2)
+        return image
+
+    def augment(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+        """What follows them: the `steps`."""
         for step in self.steps:
             image = step(image)
         return image
 
-    def _crop(self, source: Source, draws: list[float]) -> UInt8[np.ndarray, "h w 3"]:
+    def _part(self, source: Source, draws: list[float]) -> UInt8[np.ndarray, "h w 3"]:
         """The random part of the image, as it comes from the decoder."""
         if isinstance(source, Image.Image):
             top, left, rows, columns = self._box(source.height, source.width, draws)
             return pixels_of(source.crop((left, top, left + columns, top + rows)))
         content = source if isinstance(source, bytes) else jpeg_content(Path(source))
         if content is None:
-            return self._crop(decode(source, max_pixels=self.max_pixels), draws)
+            return self._part(decode(source, max_pixels=self.max_pixels), draws)
         try:
             part = self._jpeg(content, draws)
-            return self._crop(decode(content, max_pixels=self.max_pixels), draws) if part is None else part
+            return self._part(decode(content, max_pixels=self.max_pixels), draws) if part is None else part
         except DecodeError:
-            return self._crop(decode(source, max_pixels=self.max_pixels), draws)  # fails again, and names the file
+            return self._part(decode(source, max_pixels=self.max_pixels), draws)  # fails again, and names the file
 
     def _jpeg(self, content: bytes, draws: list[float]) -> UInt8[np.ndarray, "h w 3"] | None:
         """The random part of a JPEG; None of anything else, or that only `decode` can read."""
         header = jpeg_header(content)
         if header is None or (self.max_pixels is not None and header.height * header.width > self.max_pixels):
             return None
-        if min(header[:2]) >= 2 * min(self.size):
-            return self._reduced(content, header, draws)
-        whole = decode_upright(content, header)
-        if whole is None:
-            return None
-        top, left, rows, columns = self._box(header.height, header.width, draws)
-        return whole[top : top + rows, left : left + columns]
-
-    def _reduced(self, content: bytes, header: Header, draws: list[float]) -> UInt8[np.ndarray, "h w 3"] | None:
-        way = orientation(content) if header.turnable else 1
+        way = orientation(content, header) if header.turnable else 1
         if way is None:
             return None
-        turned = way in (5, 6, 7, 8)
-        height, width = (header.width, header.height) if turned else header[:2]
+        height, width = (header.width, header.height) if way in (5, 6, 7, 8) else header[:2]
         top, left, rows, columns = self._box(height, width, draws)
-        reduction = 2 ** int(math.log2(max(1.0, min(rows / self.size[0], columns / self.size[1]))))
-        whole = decode_upright(content, header, min(reduction, 8))
-        if whole is None:
-            shorter = min(height, width) // min(reduction, 8)
-            whole = pixels_of(decode(content, max_pixels=self.max_pixels, at_least=shorter))
-        k, m = len(whole) / height, whole.shape[1] / width
-        first, last = (round(top * k), round(left * m)), (round((top + rows) * k), round((left + columns) * m))
-        return whole[first[0] : max(last[0], first[0] + 1), first[1] : max(last[1], first[1] + 1)]
+        reduction = 1
+        while reduction < 8 and min(rows / self.size[0], columns / self.size[1]) >= 2 * reduction:
+            reduction *= 2
+        scaled: tuple[int, ...] = (-(-height // reduction), -(-width // reduction))
+        image = None
+        if way == 1:
+            image = decode_stored(content, header, reduction, _along(top, rows, height, scaled[0]).stop)
+        if image is None:
+            shorter = None if reduction == 1 else min(height, width) // reduction
+            image = pixels_of(decode(content, max_pixels=self.max_pixels, at_least=shorter))
+            scaled = image.shape
+        return image[_along(top, rows, height, scaled[0]), _along(left, columns, width, scaled[1])]
 
     def _box(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
         """(top, left, height, width): the first of ten that fits, as torchvision draws them, or else the middle."""
@@ -138,6 +143,12 @@ class TrainReader:
         h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
         h, w = max(1, h), max(1, w)
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _along(start: int, length: int, whole: int, scaled: int) -> slice:
+    """A part of a side of `whole` pixels, once it has `scaled`."""
+    first = round(start * scaled / whole)
+    return slice(first, max(round((start + length) * scaled / whole), first + 1))
 
 
 def _resize(
