@@ -24,6 +24,7 @@ _ORDER = {
     # Inductor's minutes of compiling on a CPU are for those who ask for them, or for a calibration.
     "cpu": ("openvino", "onnxruntime", "eager"),
     "cuda": ("inductor", "cudagraphs", "eager"),
+    "cuda, fused": ("cudagraphs", "inductor", "eager"),
 }
 _CHOICES = "choices.json"
 
@@ -54,7 +55,8 @@ def pick_backend(
         if reason := BACKENDS[backend].refusal(device, dtype):
             raise BackendError(f"backend {backend!r} with dtype {dtype!r}: {reason}")
         return BACKENDS[backend]
-    order = ("cudagraphs", *_ORDER["cuda"]) if fused and device.type == "cuda" else _ORDER.get(device.type, ("eager",))
+    kind = "cuda, fused" if fused and device.type == "cuda" else device.type
+    order = _ORDER.get(kind, ("eager",))
     names = (remembered, *order) if remembered in BACKENDS else order
     reasons = dict[str, str]()
     for name in names:
