@@ -42,6 +42,13 @@ def test_a_separator_parts_a_cell_and_an_empty_one_means_none(folder: Path, name
     assert class_counts(dataset.parts["train"], dataset.classes) == {"cat": 2, "dog": 3, "eel": 1}
 
 
+def test_semicolons_part_what_a_spreadsheet_saved(folder: Path) -> None:
+    (folder / "excel.csv").write_text(
+        '\ufeffpath;label\r\n0.png;cat, small\r\n1.png;"dog; large"\r\n', encoding="utf-8"
+    )
+    assert open_dataset(folder / "excel.csv").classes == ("cat, small", "dog; large")
+
+
 def test_parquet_lists_need_no_separator(folder: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet

@@ -48,6 +48,7 @@ def test_values_are_read_as_their_fields_want_them() -> None:
         ("zzz=1", "unknown setting 'zzz'; allowed: recipe, epochs"),
         ("optim=3", "optim is a group; set one of its fields, as optim.name"),
         ("schedule.kind=cosin", "schedule.kind='cosin' is not possible; did you mean 'cosine'?"),
+        ("device=gpu", "device='gpu' is not possible; allowed: auto, cpu, cuda, mps"),
         ("epochs=1.5", "epochs=1.5: give a whole number"),
         ("epochs=true", "epochs=True: give a whole number"),
         ("ema.decay=much", "ema.decay='much': give a number"),

@@ -122,9 +122,11 @@ def _text(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise VertebraError(f"{path}: must be UTF-8 text; save the file as UTF-8") from error
-    lines = csv.reader(
-        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
-    )
+    first = text.partition("\n")[0]
+    # Spreadsheets write semicolons where the comma is the decimal point.
+    comma = ";" if ";" in first and "," not in first else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = list[tuple[int, list[Any]]]()
     try:
         rows += [(lines.line_num, line) for line in lines if any(line)]

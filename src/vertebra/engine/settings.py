@@ -138,7 +138,8 @@ def _as(kind: Any, value: Any, name: str) -> Any:
     if origin is Literal:
         if value in parts:
             return value
-        hint = did_you_mean(str(value), parts) or f"; allowed: {', '.join(parts)}"
+        few = len(parts) <= 4  # a list says more than a guess: 'gpu' is no misspelt 'cpu'
+        hint = (not few and did_you_mean(str(value), parts)) or f"; allowed: {', '.join(parts)}"
         raise VertebraError(f"{name}={value!r} is not possible{hint}")
     if origin is tuple and isinstance(value, (list, tuple)):
         each = parts[0] if parts[-1] is Ellipsis else None
