@@ -111,18 +111,67 @@ def test_decoding_stops_at_the_last_row_wanted(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "_simplejpeg", lambda: watched)
     content = encoded((300, 400), subsampling=2)
     for reduction, rows, height in ((1, 100, 102), (2, 100, 102), (1, 390, 400), (1, None, 400)):
-        found = of(content, reduction, rows)
+        found = of(content + b"and what phones put behind", reduction, rows)
         assert found is not None
         assert (len(found), heights.pop()) == (rows or 400, height)
     assert of(content[: len(content) * 3 // 4], rows=100) is None
 
 
-@given(st.integers(1, 2000), st.integers(0, 255), st.integers(0, 2000), st.sampled_from([None, 5, 30]))
-@settings(deadline=None, max_examples=200)
-def test_damage_is_left_to_pillow_or_read_as_by_it(place: int, value: int, cut: int, rows: int | None) -> None:
-    content = bytearray(encoded())
-    content[place % len(content)] = value
-    damaged = bytes(content[: len(content) - cut % len(content)])
+def behind(content: bytes, marker: bytes, after: int = 0) -> int:
+    """The place of what follows a marker."""
+    return content.index(marker, after) + 2
+
+
+def broken() -> dict[str, bytes]:
+    """JPEGs that Pillow refuses, or reads otherwise than their upper part alone would be."""
+    content, progressive = encoded((300, 400)), encoded((300, 400), progressive=True)
+    header = jpeg_header(content)
+    assert header is not None
+    scan, place = behind(content, b"\xff\xda"), header.place
+    second = behind(progressive, b"\xff\xc4", behind(progressive, b"\xff\xda"))
+    stuffed = content.rindex(b"\xff\x00") + 1
+    params = scan + content[scan + 1] - 3
+    return {
+        "a table between scans": progressive[: second + 2] + b"\xff" + progressive[second + 3 :],
+        "only the first scan": progressive[: second - 2] + b"\xff\xd9",
+        "a marker below": content[:stuffed] + b"\x02" + content[stuffed + 1 :],
+        "another image behind a cut": content[: len(content) * 3 // 4] + content,
+        "too tall": content[:place] + b"\xff\xff" + content[place + 2 :],
+        "a warning, then an error": content[: scan + 4] + b"\x33" + content[scan + 5 : params + 1] + b"\x3e"
+        + content[params + 2 :],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", broken())
+def test_what_is_wrong_below_the_rows_is_seen(name: str) -> None:
+    """And nothing is handed out that the image before has left."""
+    content = broken()[name]
+    assert of(encoded((300, 400))) is not None
+    found = of(content, rows=100)
+    try:
+        expected = np.asarray(decode(content))
+    except DecodeError:
+        assert found is None
+    else:
+        assert found is None or np.array_equal(found, expected[:100])
+
+
+@given(
+    st.sampled_from([{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 0, "quality": 95}]),
+    st.integers(1, 30_000),
+    st.integers(0, 400),
+    st.one_of(st.binary(max_size=4), st.integers(0, 255).map(lambda value: bytes((255, value))), st.just(bytes(200))),
+    st.booleans(),
+    st.sampled_from([None, 5, 30, 100]),
+)
+@settings(deadline=None, max_examples=300)
+def test_damage_is_left_to_pillow_or_read_as_by_it(
+    options: dict[str, Any], place: int, lost: int, put: bytes, end: bool, rows: int | None
+) -> None:
+    """Something else stands where something was, perhaps to the end."""
+    content = encoded((200, 150), **options)
+    place %= len(content)
+    damaged = content[:place] + put + (content[place + lost :] if end else b"")
     header = jpeg_header(damaged)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_WORTH", 1)

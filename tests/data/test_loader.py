@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from vertebra.data import create_train_reader
 from vertebra.data.augment.reader import TrainReader
@@ -66,7 +67,17 @@ def test_whoever_draws_is_seeded_for_each_image(part: Part, draw: Callable[[], f
         def __call__(self, image: torch.Tensor) -> torch.Tensor:
             return torch.full_like(image, int(draw() * 256))
 
-    for read in (lambda _: torch.full((3, 2, 2), draw()), TrainReader((4, 4), steps=[Step()])):
+    class Reader(TrainReader):
+        def __call__(self, source: Any) -> torch.Tensor:
+            return Step()(super().__call__(source))
+
+    readers: list[Any] = [
+        lambda _: torch.full((3, 2, 2), draw()),
+        Reader((4, 4)),
+        TrainReader((4, 4), steps=[Step()]),
+        TrainReader((4, 4), steps=[v2.RandomApply([v2.Lambda(Step())], p=1.0)]),
+    ]
+    for read in readers:
         orders = [Order(images=len(part), batch_size=4)] * 2
         whole, late = (list(Loader(part, read, order).epoch(0, i * 3)) for i, order in enumerate(orders))
         assert same(whole[3:], late)

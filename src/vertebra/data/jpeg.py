@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,16 +24,23 @@ from PIL import ExifTags, Image
 from vertebra.data.decode import FILE_FAULTS, pillow_silenced
 
 _START = b"\xff\xd8"
-_PLAIN = frozenset((0xC0, 0xC1, 0xC2))
+_PROGRESSIVE = 0xC2
+_PLAIN = frozenset((0xC0, 0xC1, _PROGRESSIVE))
 """Start-of-frame markers of Huffman-coded JPEGs: baseline, extended, progressive."""
 _APP1 = 0xE1
 """Where EXIF and XMP are, either of which may say which way is up."""
 _START_OF_SCAN = 0xDA
+_TABLES = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
+"""Segments that may stand between the frame's header and its scan."""
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
+"""What ends a scan: in its data, 0 follows each 255, or the number of a restart."""
+_END = b"\xff\xd9"
+_TALLEST = 65500
+"""Rows that libjpeg decodes."""
 _KEPT = 2**26
 """Bytes of pixels, 22 megapixels' worth, up to which a thread keeps its room for them."""
-_WORTH = 2**13
-"""Pixels below the rows that are wanted; for fewer, stopping early costs what it saves."""
-_END = b"\xff\xd9"
+_WORTH, _SHARE = 2**13, 16
+"""Pixels below the rows that are wanted, and one in how many: for fewer, stopping early costs what it saves."""
 
 
 class _Room(threading.local):
@@ -50,6 +58,8 @@ class _Room(threading.local):
 
 
 _room = _Room()
+_MARKS = np.array((1, 254, 7, 85, 248), np.uint8)
+"""Put where the last row comes, to see whether it came."""
 
 
 class Header(NamedTuple):
@@ -90,7 +100,7 @@ def jpeg_header(content: bytes) -> Header | None:
                 return None
             height, width = content[at + 5] << 8 | content[at + 6], content[at + 7] << 8 | content[at + 8]
             return Header(height, width, turnable, at + 5) if height and width else None
-        if marker == _START_OF_SCAN or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+        if marker < 0xC0 or 0xD0 <= marker <= _START_OF_SCAN or (marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             return None
         turnable = turnable or marker == _APP1
         at += 2 + (content[at + 2] << 8 | content[at + 3])
@@ -126,20 +136,59 @@ def decode_stored(
     decoder = _simplejpeg()
     if decoder is None:
         return None
-    stored, strict = header.height, True
-    # Of a file that was cut off, `decode` has to say so.
-    if rows is not None and (stored - rows * reduction) * header.width >= _WORTH and content.endswith(_END):
-        # libjpeg stops where the header says that the image ends, and warns that more follows.
-        stored, strict = min(stored, (rows + _blend(content, header)) * reduction), False
-        content = b"".join((content[: header.place], stored.to_bytes(2, "big"), content[header.place + 2 :]))
-    height, width = -(-stored // reduction), -(-header.width // reduction)
+    if rows is not None and _stops_early(content, header, rows * reduction):
+        return _upper(decoder, content, header, reduction, rows)
+    height, width = -(-header.height // reduction), -(-header.width // reduction)
     least = (0, 0) if reduction == 1 else (height, width)
-    room = _room.of(height * width * 3)
     try:
-        pixels = decoder(content, min_height=least[0], min_width=least[1], buffer=room, strict=strict)
+        pixels = decoder(content, min_height=least[0], min_width=least[1], buffer=_room.of(height * width * 3))
     except ValueError:  # of anything that libjpeg only warns of, too
         return None
     return pixels[:rows] if pixels.shape == (height, width, 3) else None
+
+
+def _stops_early(content: bytes, header: Header, rows: int) -> bool:
+    """Whether it pays not to decode what lies below `rows` (as stored), and nothing there could be wrong: a single scan
+    from the first row to the last, behind which the file ends as it should.
+    """
+    unseen = header.height - rows
+    if unseen * header.width < _WORTH or unseen * _SHARE < header.height or header.height > _TALLEST:
+        return False
+    if content[header.place - 4] == _PROGRESSIVE:
+        return False
+    at = header.place - 3 + (content[header.place - 3] << 8 | content[header.place - 2])
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker, after = content[at + 1], at + 2 + (content[at + 2] << 8 | content[at + 3])
+        if marker == _START_OF_SCAN:
+            found = _MARKER.search(content, after)
+            return found is not None and found[0] == _END
+        if marker not in _TABLES:
+            return False
+        at = after
+    return False
+
+
+def _upper(
+    decoder: Callable[..., NDArray[np.uint8]], content: bytes, header: Header, reduction: int, rows: int
+) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The first `rows`, of 1/`reduction` of the size."""
+    # libjpeg stops where the header says that the image ends.
+    stored = min(header.height, (rows + _blend(content, header)) * reduction)
+    content = b"".join((content[: header.place], stored.to_bytes(2, "big"), content[header.place + 2 :]))
+    height, width = -(-stored // reduction), -(-header.width // reduction)
+    count = height * width * 3
+    room = _room.of(count)
+    room = np.empty(count, np.uint8) if room is None else room
+    last = room[count - width * 3 : count]
+    last[:] = marks = np.resize(_MARKS, len(last))
+    least = (0, 0) if reduction == 1 else (height, width)
+    try:
+        # Not strict: it warns that more follows. Then simplejpeg takes an error for another warning, and leaves the
+        # room as it was.
+        pixels = decoder(content, min_height=least[0], min_width=least[1], buffer=room, strict=False)
+    except ValueError:
+        return None
+    return pixels[:rows] if pixels.shape == (height, width, 3) and not np.array_equal(last, marks) else None
 
 
 def _blend(content: bytes, header: Header) -> int:

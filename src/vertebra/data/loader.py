@@ -197,7 +197,7 @@ class _Images:
         if self.end is not None:
             torch.default_generator.set_state(state)
             begun = _done(self.end, begun)
-        image = begun if isinstance(begun, Tensor) else self._named(place, begun)
+        image = self._named(place, begun) if isinstance(begun, VertebraError) else begun
         return Item(place.image, target(self.part, place.image), image)
 
     def _named(self, place: Place, error: VertebraError) -> str:

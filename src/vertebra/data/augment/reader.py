@@ -13,7 +13,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as kernels
 
 from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
@@ -22,6 +22,8 @@ from vertebra.data.jpeg import decode_stored, jpeg_content, jpeg_header, orienta
 from vertebra.data.pixels import RESIZABLE, pixels_of, resize_pixels
 
 _ATTEMPTS = 10
+_FROM_TORCH = (v2.ColorJitter, v2.GaussianBlur, v2.RandomGrayscale, v2.TrivialAugmentWide)
+"""Others of torchvision's draw from Python's generator, or run what they are given."""
 
 Source = bytes | str | os.PathLike[str] | Image.Image
 
@@ -65,11 +67,11 @@ class TrainReader:
 
     @property
     def draws_from_torch(self) -> bool:
-        """Whether its random numbers are known to be of torch's default generator: of steps that others wrote, nobody
-        knows.
+        """Whether its random numbers are known to be of torch's default generator. Of what others wrote, a step or a
+        class made from this one, nobody knows.
         """
-        known = all(type(step).__module__.split(".")[0] in ("vertebra", "torchvision") for step in self.steps)
-        return known and self.generator is None
+        ours = type(self) is TrainReader and self.generator is None
+        return ours and all(_draws_from_torch(step) for step in self.steps)
 
     def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
         return self.augment(self.crop(source))
@@ -143,6 +145,12 @@ class TrainReader:
         h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
         h, w = max(1, h), max(1, w)
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _draws_from_torch(step: Step) -> bool:
+    if isinstance(step, v2.RandomApply):
+        return all(_draws_from_torch(each) for each in step.transforms)
+    return type(step) in _FROM_TORCH or type(step).__module__.split(".")[0] == "vertebra"
 
 
 def _along(start: int, length: int, whole: int, scaled: int) -> slice:
