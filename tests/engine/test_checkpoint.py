@@ -22,7 +22,7 @@ DATA: dict[str, Any] = {"classes": ["a", "b"], "parts": {"train": {"images": 9, 
 
 
 ON_A_FULL_DISK = (
-    r"No space left on device \(the disk at /.* has [\d.]+ MB free of \d+ MB\); make room there, "
+    r"No space left on device \(the disk at /.* has [\d.]+ MB free of [\d.]+ MB\); make room there, "
     r"then go on with --resume auto: .*step-000000001.pt is whole$"
 )
 

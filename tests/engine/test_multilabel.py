@@ -205,6 +205,7 @@ def test_one_place_names_the_figure_that_counts(table: Path, tmp_path: Path) -> 
     assert outdir.best([{"val_top1": 0.9}, {"val_top1": 0.1}]) == 1
     losses = (0.9, 0.5, float("nan"), 0.5)
     assert outdir.best([{"val_top1": 0.9, "val_loss": loss} for loss in losses]) == 2
+    assert outdir.best([{"val_top1": top1, "val_loss": loss} for top1, loss in ((0.9, float("inf")), (0.1, 9.0))]) == 2
     plateau = "schedule={kind: plateau, patience: 0, warmup_epochs: 0}"
     done = train(tiny_run(table, *SEVERAL, plateau, "optim.lr=1e-12", "stop.patience=1", "epochs=9"), tmp_path / "run")
     assert done.stopped_early

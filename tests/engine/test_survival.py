@@ -108,6 +108,37 @@ def test_an_interrupt_in_this_process_is_an_error_of_its_own(
     assert checkpoint.load_latest(tmp_path / "run")["step"] == 1
 
 
+def test_one_process_trains_in_a_folder(photos: Path, tmp_path: Path) -> None:
+    """Also when it is killed alone, and its workers live on for a while."""
+    config, out = with_settings(tiny_run(photos), ["data.workers=1", "save_every=0", "epochs=500"]), tmp_path / "run"
+    process = subprocess.Popen(
+        command(config, out), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        wait_for(lambda: checkpoint.all_in(out) and _step(out) >= 1, process)
+        for resume in (True, False):
+            with pytest.raises(VertebraError, match=rf"another process \({process.pid}\) is training in .*run; wait"):
+                train(config, out, resume=resume)
+    finally:
+        process.kill()
+        process.wait()
+    outdir.Claim(out, resume=True).release()
+    assert not (out / ".running").exists()
+
+
+def test_of_two_that_start_at_once_the_later_one_sees_the_folder_taken(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first, second = (outdir.Claim(out, resume=False) for _ in range(2))
+    first.take()
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "step-000000000.pt").touch()
+    first.release()
+    with pytest.raises(VertebraError, match=r"holds a run that has finished no epoch; .* delete the folder, or"):
+        second.take()
+    second.release()
+    assert [path.name for path in out.iterdir()] == ["checkpoints"]
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, photos: Path) -> None:
     with pytest.raises(VertebraError, match="already holds a run; go on with it"):
         train(tiny_run(photos), finished)

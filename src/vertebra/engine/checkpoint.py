@@ -83,7 +83,7 @@ def cannot_write(path: Path, error: OSError, size: int | None = None) -> str:
         room = shutil.disk_usage(disk)
         while not disk.is_mount():
             disk = disk.parent
-        reason += f" (the disk at {disk} has {room.free / 1e6:.1f} MB free of {room.total / 1e6:.0f} MB)"
+        reason += f" (the disk at {disk} has {room.free / 1e6:.1f} MB free of {room.total / 1e6:.1f} MB)"
     then = f"go on with --resume auto: {whole[-1]} is whole" if whole else "give the same command with --resume auto"
     todo = _NO_ROOM.get(error.errno or 0, "mend that")
     named = f"{path}" if size is None else f"{path} ({size / 1e6:.1f} MB)"

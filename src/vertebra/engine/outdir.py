@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
+import os
 import re
 import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from vertebra.data.datasets import Dataset
 from vertebra.engine import checkpoint, multilabel
@@ -31,18 +33,89 @@ CONFIG, SPLIT, METRICS, VALIDATION = "config.yaml", "split.csv", "metrics.csv", 
 LABELS, MODEL, RECORD, REPORT = "labels.txt", "model.safetensors", "config.json", "report.html"
 _HALF = re.compile(r"\.\d+(-\d+)?$")
 """How the names of files end that were being written."""
+_RUNNING = ".running"
+"""Locked, and named so, while a process trains in the folder; its content is that process' number."""
 _FILES = (CONFIG, SPLIT, METRICS, VALIDATION, LABELS, MODEL, RECORD, REPORT)
 
 
-def claim(out: Path, resume: bool) -> None:
-    """A run's folder is its own: raises where there is another run in it, or a model of whatever origin, which this one
-    would write over; halves of files that a kill left go.
+class Claim:
+    """A run's folder is its own: raises where another process trains in it, where there is another run in it, or a
+    model of whatever origin, which this one would write over; halves of files that a kill left go.
+
+    A folder that is not there yet is claimed by `take`, which makes it.
     """
-    if out.exists() and not out.is_dir():
-        raise VertebraError(f"--out {out} is a file; name a folder")
+
+    def __init__(self, out: Path, *, resume: bool) -> None:
+        self.out = out
+        self._file: BinaryIO | None = None
+        if out.exists() and not out.is_dir():
+            raise VertebraError(f"--out {out} is a file; name a folder")
+        if out.is_dir():
+            self._lock()
+            try:
+                _look(out, resume)
+            except BaseException:
+                self.release()
+                raise
+
+    def take(self) -> None:
+        """Before the first file is written."""
+        if self._file is None:
+            self._lock()
+            _look(self.out, resume=False)  # somebody else may have been sooner
+
+    def _lock(self) -> None:
+        path = self.out / _RUNNING
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab+")
+        except OSError as error:
+            raise CheckpointError(cannot_write(path, error)) from error
+        if not _locked(file):
+            file.seek(0)
+            number = file.read(20).decode(errors="replace").strip()
+            file.close()
+            raise VertebraError(
+                f"another process{f' ({number})' if number else ''} is training in {self.out}; wait for it, or name "
+                "another --out"
+            )
+        self._file = file
+        with suppress(OSError):  # a full disk: the number is only for the message
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+            file.flush()
+
+    def release(self) -> None:
+        """The folder is anybody's."""
+        if self._file is not None:
+            with suppress(OSError):
+                (self.out / _RUNNING).unlink(missing_ok=True)
+                self._file.close()
+            self._file = None
+
+
+def _locked(file: BinaryIO) -> bool:
+    """For this process, not for those that it forks, and gone when it is; False where another has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return True  # Windows
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # others: a file system without locks
+    return True
+
+
+def _look(out: Path, resume: bool) -> None:
     goes_on = bool(checkpoint.all_in(out))
     if not resume and (goes_on or (out / METRICS).exists()):
-        raise VertebraError(f"{out} already holds a run; go on with it (--resume auto), or name another --out")
+        finished = (out / METRICS).exists()
+        what = "" if finished else " that has finished no epoch"
+        rid = "" if finished else ", delete the folder"
+        raise VertebraError(
+            f"{out} already holds a run{what}; go on with it (--resume auto){rid}, or name another --out"
+        )
     there = [name for name in (METRICS, VALIDATION, MODEL, RECORD, REPORT) if (out / name).is_file()]
     if not (out / CONFIG).exists():  # of a run that never came to its first checkpoint, the others are there, too
         there += [name for name in (SPLIT, LABELS) if (out / name).exists()]
@@ -86,12 +159,13 @@ def watched(row: Mapping[str, float]) -> tuple[str, float]:
 
 def best(rows: Sequence[dict[str, float]]) -> int:
     """The epoch (from 1) that was best on the validation split; 0 before the first. Of equals, which are many on few
-    images, that of the least loss.
+    images, that of the least loss; one whose loss is no finite number is the last choice.
     """
 
     def worth(i: int) -> tuple[float, float, int]:
-        loss = rows[i].get("val_loss", math.inf)
-        return watched(rows[i])[1], -loss if math.isfinite(loss) else -math.inf, -i
+        loss = rows[i].get("val_loss", 0.0)
+        finite = math.isfinite(loss)
+        return (watched(rows[i])[1] if finite else -1.0), -loss if finite else -math.inf, -i
 
     return max(range(len(rows)), key=worth) + 1 if rows else 0
 

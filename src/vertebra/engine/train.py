@@ -8,6 +8,7 @@ b batch, k classes.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Generator, Mapping
@@ -75,9 +76,18 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     Raises `InterruptedRunError` after Ctrl-C, `NotFiniteError` where the loss or the gradient is no number,
     `CheckpointError` where a checkpoint cannot be written or does not belong to this run.
     """
-    if os.environ.get("RANK", "0") == "0":
-        outdir.claim(out, resume)
     check(config)
+    claim = outdir.Claim(out, resume=resume) if os.environ.get("RANK", "0") == "0" else None
+    try:
+        return _train(config, out, claim, resume=resume, console=console)
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def _train(
+    config: RunConfig, out: Path, claim: outdir.Claim | None, *, resume: bool, console: Console | None
+) -> Result:
     accelerator = make_accelerator(config, out)
     saved = together.saved(accelerator, out, resume=resume)
     run = build(config, out, console, accelerator=accelerator, saved=saved)
@@ -85,6 +95,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     for line in describe(run):
         progress.say(line)
     try:
+        if claim is not None:
+            claim.take()
         state = _start(run, out, saved, progress)
         with _tracked(run, out), listening() as pressed:
             stopped = _epochs(run, state, out, progress, pressed)
@@ -289,6 +301,10 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
             f"none of the {len(run.val.part):,} validation images can be read, so that nothing is measured"
         )
     row |= {f"val_{name}": value for name, value in result.metrics.summary().items()}
+    if not math.isfinite(result.metrics.loss):
+        progress.say(
+            f"note       epoch {state.epoch + 1} answers with no finite numbers on val; optim.lr may be too high"
+        )
     row["val_skipped"] = len(result.skipped)
     state.metrics.append(row)
     state.epoch, state.step, state.loss_sum, state.seen, state.seconds = state.epoch + 1, 0, 0.0, 0, 0.0
