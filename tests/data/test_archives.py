@@ -105,6 +105,21 @@ def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
     check_content(dataset)
 
 
+@pytest.mark.parametrize("cut", [3 * 1024, 3 * 1024 + 100, 3 * 1024 + 600])
+def test_a_tar_that_was_cut_off_is_refused(tmp_path: Path, cut: int) -> None:
+    """Behind a file, in the next one's header, in its data; tar itself is silent of the first two."""
+    path = tmp_path / "photos.tar"
+    with tarfile.open(path, "w") as archive:
+        for i in range(6):
+            info = tarfile.TarInfo(f"{'ab'[i % 2]}/{i}.png")
+            info.size = 512
+            archive.addfile(info, io.BytesIO(bytes(512)))
+    assert sizes(open_dataset(path)) == {"train": 6}
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(VertebraError, match=r"photos.tar: (is cut off|cannot be read as a tar: unexpected end)"):
+        open_dataset(path)
+
+
 def test_a_link_in_a_tar_that_leads_nowhere_is_empty(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
         for name, target in (("cat/a.png", "b.png"), ("cat/b.png", "a.png"), ("dog/a.png", "/etc/a.png")):

@@ -293,3 +293,16 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(VertebraError, match=message):
             open_dataset(tmp_path / source)
+
+
+def test_folders_without_a_photo_are_told_of(tmp_path: Path) -> None:
+    for name in ("train/cat/a.png", "train/dog/a.png", "val/cat/b.png", "val/dog/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png("red"))
+    assert open_dataset(tmp_path).note == ""
+    for name in ("train/eel/deep", "val/.hidden", "notes"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "train" / "eel" / "read.txt").write_text("no photo")
+    dataset = open_dataset(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.note == f"{tmp_path}: no photo in notes, train/eel; a folder without is no class"

@@ -329,7 +329,7 @@ def test_json_is_one_object_with_every_case(photos: Path) -> None:
 
 
 def test_data_that_is_none_is_one_line(tmp_path: Path) -> None:
-    for path, why in ((tmp_path, "holds no images in class folders"), (tmp_path / "none", "no data at")):
+    for path, why in ((tmp_path, "holds no images; give a folder of class folders"), (tmp_path / "none", "no data at")):
         done = run(path)
         assert done.exit_code == 1
         assert len(done.stderr.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def test_semicolons_part_what_a_spreadsheet_saved(folder: Path) -> None:
         '\ufeffpath;label\r\n0.png;cat, small\r\n1.png;"dog; large"\r\n', encoding="utf-8"
     )
     assert open_dataset(folder / "excel.csv").classes == ("cat, small", "dog; large")
+    (folder / "tabs.csv").write_text("path\tlabel\n0.png\tcat\n1.png\tdog, large\n")
+    assert open_dataset(folder / "tabs.csv").classes == ("cat", "dog, large")
+
+
+def test_what_is_wrong_in_a_table_is_named_with_its_place(folder: Path) -> None:
+    for line, message in (
+        ("0.png,cat,bar", f"unknown split 'bar' for 0.png in {folder / 't.csv'}"),
+        ("gone.png,cat,train", f"no image at {folder / 'gone.png'}; paths in it are relative to {folder}"),
+    ):
+        (folder / "t.csv").write_text(f"path,label,split\n{line}\n1.png,dog,train\n")
+        with pytest.raises(VertebraError, match=re.escape(message)):
+            open_dataset(folder / "t.csv")
 
 
 def test_parquet_lists_need_no_separator(folder: Path) -> None:

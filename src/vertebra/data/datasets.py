@@ -7,6 +7,7 @@ and label, or `hf:NAME`.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,6 +58,7 @@ class _Listing:
     """In their order, where DATA says it."""
     left_out: tuple[str, ...] = ()
     unlabelled: int = 0
+    empty: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ class Dataset:
     """What stands beside train, val and test, and is none of `SPLITS`, as SVHN's `extra`."""
     unlabelled: int = 0
     """Photos of a test split that lie in no class folder, as contests hand them out."""
+    empty: tuple[str, ...] = ()
+    """Folders without a photo where others are classes; they are none."""
 
     @property
     def note(self) -> str:
@@ -109,6 +113,9 @@ class Dataset:
         said = [f"split {names} left out; only train, val and test are read"] if names else []
         if self.unlabelled:
             said.append(f"{self.unlabelled} photos of the test split left out; they lie in no class folder")
+        if self.empty:
+            more = f" and {len(self.empty) - 3} more" if len(self.empty) > 3 else ""
+            said.append(f"no photo in {', '.join(self.empty[:3])}{more}; a folder without is no class")
         return f"{self.source}: {'; '.join(said)}" if said else ""
 
     def part(self, name: str) -> Part:
@@ -142,9 +149,7 @@ def open_dataset(
     listing = _listing(source, separator, columns)
     rows = listing.rows
     if not rows:
-        raise VertebraError(
-            f"{source} holds no images in class folders; give a folder of class folders, or a table of path,label"
-        )
+        raise VertebraError(f"{source} holds no images; give a folder of class folders, or a table of path,label")
     found = {name for row in rows for name in ((row.label,) if isinstance(row.label, str) else row.label)}
     names = tuple(listing.classes or sorted(found, key=_by_number))
     if len(names) < 2:
@@ -155,7 +160,7 @@ def open_dataset(
         grouped[row.split or "train"].append(row)
     order = [split for split in ("train", "val", "test") if split in grouped]
     parts = {split: _part(grouped[split], index) for split in order}
-    return Dataset(source, names, parts, listing.left_out, listing.unlabelled)
+    return Dataset(source, names, parts, listing.left_out, listing.unlabelled, listing.empty)
 
 
 def _part(rows: Sequence[Row], index: Mapping[str, int]) -> Part:
@@ -232,7 +237,7 @@ def _from_files(source: str) -> _Listing:
         members = list(list_folder(paths[0]))
         paths = _archives(paths[0], members)
         if not paths:
-            return _from_members([(members, None)])
+            return replace(_from_members([(members, None)]), empty=_empty(Path(source).expanduser(), members))
     splits = {path: _split_of_name(path.stem, alone=len(paths) == 1) for path in paths}
     beside = [path for path in paths if splits[path] is None] if "train" in splits.values() else []
     read = [path for path in paths if path not in beside]
@@ -241,6 +246,18 @@ def _from_files(source: str) -> _Listing:
     )
     found = _from_members(listed)
     return replace(found, left_out=(*(path.name for path in beside), *found.left_out))
+
+
+def _empty(root: Path, members: Sequence[Member]) -> tuple[str, ...]:
+    """Folders beside those of classes in which no photo lies."""
+    held = {m.inner.rpartition("/")[0] for m in members if PHOTO.search(m.inner)}
+    held |= {folder[:at] for folder in held for at, sign in enumerate(folder) if sign == "/"}
+    found = list[str]()
+    for level in ("", *sorted(name for name in held if name.lower() in SPLITS)):
+        with os.scandir(root / level) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
+        found += [inner for name in names if (inner := f"{level}/{name}".lstrip("/")) not in held]
+    return tuple(found)
 
 
 def _archives(root: Path, members: Iterable[Member]) -> list[Path]:
@@ -282,11 +299,11 @@ def _split_of_name(stem: str, *, alone: bool) -> str | None:
     return first or (named.pop() if len(named) == 1 and not alone else None)
 
 
-def split_named(name: str) -> str:
+def split_named(name: str, where: str = "") -> str:
     """train, val or test, whichever of their usual names it is. Raises `UnknownNameError`."""
     split = SPLITS.get(name.lower())
     if split is None:
-        raise unknown_name("split", name, dict.fromkeys(SPLITS.values()))
+        raise unknown_name("split", name, dict.fromkeys(SPLITS.values()), where=where)
     return split
 
 
@@ -355,9 +372,9 @@ def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> _L
     for name, label, split in table.lines:
         file = path.parent / Path(name).expanduser()
         if not file.is_file():
-            raise VertebraError(f"{path}: no image at {file}; paths in it are relative to {path.parent}")
+            raise VertebraError(f"{path}: no image at {file}; paths in it are relative to {path.absolute().parent}")
         member = Member(str(file), name, file.stat().st_size)
-        rows.append(Row(member, label, split_named(split) if split else None))
+        rows.append(Row(member, label, split_named(split, f"{name} in {path}") if split else None))
     check_names(
         str(path), sorted({name for row in rows for name in ([row.label] if isinstance(row.label, str) else row.label)})
     )

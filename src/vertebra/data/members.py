@@ -132,7 +132,7 @@ def list_zip(path: Path) -> Iterator[Member]:
 
 def list_tar(path: Path) -> Iterator[Member]:
     """An uncompressed tar's files in the order in which they lie there; a link is the file that it leads to, and empty
-    where that is not in the archive. Raises `VertebraError` for a broken or compressed one.
+    where that is not in the archive. Raises `VertebraError` for a broken, compressed or cut one.
     """
     try:
         with tarfile.open(path, "r:") as archive:
@@ -141,10 +141,18 @@ def list_tar(path: Path) -> Iterator[Member]:
                 held = _followed(files, name)
                 if not _hidden(name) and (held.isfile() or held.islnk() or held.issym()):
                     yield Member(str(path), name, held.size, held.offset_data)
+            end = archive.offset
+        with path.open("rb") as file:
+            file.seek(end)
+            closed = file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
     except (tarfile.TarError, OSError) as error:
         raise VertebraError(
             f"{path}: cannot be read as a tar: {error}; a compressed one has to be unpacked first"
         ) from error
+    if not closed:
+        raise VertebraError(
+            f"{path}: is cut off (no empty block closes it), so that files may be missing; fetch or pack it again"
+        )
 
 
 def _followed(files: Mapping[str, tarfile.TarInfo], name: str) -> tarfile.TarInfo:

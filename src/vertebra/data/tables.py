@@ -123,8 +123,8 @@ def _text(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
     except UnicodeDecodeError as error:
         raise VertebraError(f"{path}: must be UTF-8 text; save the file as UTF-8") from error
     first = text.partition("\n")[0]
-    # Spreadsheets write semicolons where the comma is the decimal point.
-    comma = ";" if ";" in first and "," not in first else ","
+    # Spreadsheets write semicolons where the comma is the decimal point, and tabs when asked for text.
+    comma = next((other for other in ";\t" if other in first and "," not in first), ",")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else comma
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = list[tuple[int, list[Any]]]()
