@@ -132,7 +132,7 @@ def test_an_unreadable_photo_is_named_and_the_status_says_so(
     assert result.exit_code == 1
     assert "bad.png" in one_line(result)
     assert "2, 1 skipped" in result.stdout
-    assert "all (3 images; DATA has no val and no test)" in result.stdout
+    assert "all (3 images; DATA has no val and no test: what the model learned from counts, too)" in result.stdout
 
 
 def test_validate_runs_by_the_backend_that_is_named(
@@ -222,6 +222,10 @@ def test_resume_goes_on_with_a_folder_alone(photos: Path, tmp_path: Path) -> Non
         (("--model", "dla34", "--recipe", "finetun"), "did you mean 'finetune'"),
         (("--model", "dla34", "--set", "optim.lrr=1"), "did you mean 'optim.lr'"),
         (("--model", "dla34", "--set", "epochs=none at all"), "give a whole number"),
+        (
+            ("--config", "x.yaml", "--recipe", "dla"),
+            "--config x.yaml takes the place of a recipe; give it, or --recipe",
+        ),
         ((), "no model"),
     ],
 )
@@ -232,6 +236,47 @@ def test_wrong_names_end_it_before_anything_is_written(
     assert result.exit_code in (1, 2)
     assert message in one_line(result)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_no_architecture_but_says_how_to_train_on_from_it(trained: tuple[Path, Result], photos: Path) -> None:
+    told = one_line(run("train", photos, "--model", trained[0]))
+    assert f"--model deit_tiny_patch16_224 --weights {trained[0] / 'model.safetensors'}" in told
+
+
+def test_a_damaged_checkpoint_is_one_line(trained: tuple[Path, Result], tmp_path: Path) -> None:
+    out = shutil.copytree(trained[0], tmp_path / "run")
+    max((out / "checkpoints").iterdir()).write_bytes(b"damaged")
+    call = [sys.executable, "-m", "vertebra", "train", "--resume", str(out)]
+    done = subprocess.run(call, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr.startswith("vertebra: ")
+    assert done.stderr.endswith("cannot be read: File is not a zip file; going on from the one before it\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_runs_folder_names_an_architecture_for_other_weights(trained: tuple[Path, Result], tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    done = run("convert", trained[0] / "model.safetensors", "--model", trained[0], "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert "deit_tiny_patch16_224, 3 classes" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_names_that_a_terminal_cannot_show_are_escaped(
+    trained: tuple[Path, Result], photos: Path, tmp_path: Path, encoding: str
+) -> None:
+    strange = shutil.copytree(photos, tmp_path / "my \u043a\u043e\u0442")
+    call = [sys.executable, "-m", "vertebra", "doctor", str(strange)]
+    done = subprocess.run(call, env=environment(PYTHONIOENCODING=encoding), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "vertebra train '" in done.stdout
+    assert "my \\u043a\\u043e\\u0442' --model NAME" in done.stdout
+
+
+def test_offline_it_says_what_training_can_start_from(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vertebra.hub.fetch.reachable", lambda _: False)
+    told = one_line(run("train", photos, "--model", "dla46_c.in1k", "--out", "x", *settings()[4:]))
+    assert "give a local file with --weights FILE, start --from-scratch, or from what the package brings" in told
 
 
 def test_without_data_it_says_so() -> None:

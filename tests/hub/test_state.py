@@ -115,6 +115,8 @@ def test_harmless_objects_are_refused_too(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not a checkpoint of tensors alone") as caught:
         read_file(tmp_path / "a.pth")
     assert "\x1b" not in str(caught.value)  # torch colours its own message
+    assert "GLOBAL fractions.Fraction" in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # and advises to unpickle it nevertheless
 
 
 def test_the_arguments_of_a_training_script_are_passed_over(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vertebra.cli.text import complain, console, print_json, put, shown
+from vertebra.cli.text import complain, console, print_json, put, quoted, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +146,7 @@ def _print_all(report: "Report") -> None:
 
 def _next(report: "Report", told: tuple[str, str]) -> str:
     errors, warnings = report.of("error"), report.of("warning")
-    data = shown(report.data)
+    data = quoted(report.data)
     every, train = f"vertebra doctor {data}{told[0]} --all", f"vertebra train {data}{told[1]}"
     if errors:
         return f"next       mend the errors first ({_kinds(errors)}); every case: {every}"

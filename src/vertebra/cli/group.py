@@ -1,8 +1,11 @@
 """How the command ends: every error as one line on stderr and an exit status."""
 
+import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -10,6 +13,9 @@ from typer.core import TyperGroup
 
 from vertebra.cli.text import complain
 from vertebra.spec import UnknownNameError, VertebraError
+
+_PACKAGE = Path(__file__).parents[1]
+_shown_by_python = warnings.showwarning
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -27,12 +33,20 @@ class OneLineErrors(TyperGroup):
         **extra: Any,
     ) -> NoReturn:
         """Run the command and exit; `--debug` is found wherever it stands."""
+        for stream in (
+            sys.stdout,
+            sys.stderr,
+        ):  # a name that the terminal's encoding lacks is shown as \\u and a number
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         given = list(sys.argv[1:] if args is None else args)
         options = given[: given.index("--")] if "--" in given else given
         debug = "--debug" in options
         rest = [a for a in options if a != "--debug"] + given[len(options) :]
         try:
-            status = super().main(rest, prog_name, complete_var, False, windows_expand_args, **extra)
+            with warnings.catch_warnings():
+                warnings.showwarning = _told
+                status = super().main(rest, prog_name, complete_var, False, windows_expand_args, **extra)
             sys.stdout.flush()
         except BrokenPipeError:
             _close_stdout()
@@ -51,6 +65,21 @@ class OneLineErrors(TyperGroup):
         if status == INTERRUPTED:
             complain("interrupted")
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _told(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours in one line, without the line of source that gives it."""
+    if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+        complain(str(message))
+    else:
+        _shown_by_python(message, category, filename, lineno, file, line)
 
 
 def _see_help(error: typer.TyperException) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -16,6 +17,11 @@ def shown(path: str | os.PathLike[str]) -> str:
     """A path as it can be printed: bytes that are no UTF-8, and control characters, are escaped."""
     name = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as a shell takes it in a command that is shown to be typed."""
+    return shlex.quote(shown(path))
 
 
 def complain(message: str) -> None:

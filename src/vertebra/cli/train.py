@@ -1,14 +1,16 @@
 """`vertebra train`: a model from photos in class folders."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vertebra.cli.classify import OWN_MODEL
 from vertebra.cli.group import INTERRUPTED
-from vertebra.cli.text import complain, console, first_process, shown
-from vertebra.spec import VertebraError
+from vertebra.cli.text import complain, console, first_process, quoted, shown
+from vertebra.spec import VertebraError, WeightsUnavailableError
 
 if TYPE_CHECKING:
     from vertebra.engine.config import RunConfig
@@ -45,7 +47,8 @@ def train(
         str | None, typer.Option(metavar="auto|DIR", help="Go on: auto, if --out holds a run; DIR, with that run.")
     ] = None,
 ) -> None:
-    """Train or fine-tune a model on your own classes. What it leaves in --out is a model for every other command.
+    """Train or fine-tune a model on your own classes. What it leaves in --out is a model for classify, validate and
+    export.
 
     Ctrl-C saves. On several GPUs or machines: `torchrun --nproc-per-node 4 -m vertebra train ...`
 
@@ -66,6 +69,8 @@ def train(
     from vertebra.engine.train import train as run
 
     goes_on = None if resume in (None, "auto") else Path(str(resume))
+    if config is not None and recipe is not None:
+        raise typer.BadParameter(f"--config {config} takes the place of a recipe; give it, or --recipe {recipe}")
     chosen = _recipe(recipe) if goes_on is None else _saved(goes_on, recipe, out)
     if any(setting.partition("=")[0].strip() == "recipe" for setting in settings or []):
         raise typer.BadParameter("--set recipe=NAME would change no more than the name; give --recipe NAME")
@@ -77,9 +82,15 @@ def train(
         tell.print(f"settings   {_brief(as_dict(chosen))}", soft_wrap=True)
     try:
         done = run(chosen, folder, resume=resume is not None, console=tell)
+    except WeightsUnavailableError as error:
+        teacher = ", a teacher's with --set distill.weights=FILE" if chosen.distill.teacher else ""
+        raise VertebraError(
+            f"{str(error).partition('; to go on offline')[0]}; give a local file with --weights FILE{teacher}, start "
+            f"--from-scratch, or from what the package brings: --model {OWN_MODEL}"
+        ) from error
     except InterruptedRunError as error:
         if tell is not None:
-            complain(f"{error}; go on with `vertebra train --resume {shown(folder)}`")
+            complain(f"{error}; go on with `vertebra train --resume {quoted(folder)}`")
         raise typer.Exit(INTERRUPTED) from error
     if tell is not None:
         name, value = watched(done.metrics[done.best_epoch - 1])
@@ -90,7 +101,7 @@ def train(
             tell.print(f"skipped    {skipped} images that cannot be read; they are named above")
         if (folder / "report.html").is_file():
             tell.print(f"report     {shown(folder / 'report.html')}", soft_wrap=True)
-        tell.print(f"next       vertebra classify PHOTO --model {shown(folder)}", soft_wrap=True)
+        tell.print(f"next       vertebra classify PHOTO --model {quoted(folder)}", soft_wrap=True)
 
 
 def _recipe(name: str | None) -> "RunConfig":
@@ -108,6 +119,7 @@ def _chosen(
     config: Path | None,
 ) -> "RunConfig":
     """The recipe (or a run's own settings), a file's settings over it, and the options over both."""
+    from vertebra.engine.outdir import MODEL, RECORD
     from vertebra.engine.settings import with_file
 
     if config is not None:
@@ -116,6 +128,13 @@ def _chosen(
         chosen = replace(chosen, data=replace(chosen.data, source=data))
     if weights is not None and pretrained is False:
         raise typer.BadParameter(f"--from-scratch, and --weights {weights} to start from; give one of both")
+    if model is not None and (Path(model) / RECORD).is_file():
+        name = json.loads((Path(model) / RECORD).read_bytes()).get("architecture", "NAME")
+        raise typer.BadParameter(
+            f"{model} is a folder; to train on from the model in it: --model {name} --weights "
+            f"{quoted(Path(model) / MODEL)}",
+            param_hint="'--model'",
+        )
     start: dict[str, Any] = {} if model is None else {"name": model}
     if pretrained is False:
         start["weights"] = None

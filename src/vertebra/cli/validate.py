@@ -194,7 +194,8 @@ def _named(split: "Split") -> str:
     count = f"{len(split.part):,} images"
     if split.held_out:
         return f"{split.name} ({count}, held out by the run)"
-    return f"{split.name} ({count}{'; DATA has no val and no test' if split.name == 'all' else ''})"
+    whole = "; DATA has no val and no test: what the model learned from counts, too" if split.name == "all" else ""
+    return f"{split.name} ({count}{whole})"
 
 
 def _write_confusion(path: Path, labels: tuple[str, ...], result: "Evaluation | MultiEvaluation") -> None:

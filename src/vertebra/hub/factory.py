@@ -218,7 +218,7 @@ def load_model(
     """
     path = Path(source).expanduser()
     if weights is not None:
-        found = resolve(str(source), cache_dir=cache_dir)
+        found = resolve(f"{FOLDER_SCHEME}{path}" if path.is_dir() else str(source), cache_dir=cache_dir)
         return _from_file(found, Path(weights).expanduser(), options)
     if path.is_dir():
         return create_model(f"{FOLDER_SCHEME}{path}", pretrained=True, **options)

@@ -22,6 +22,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 _PREFIXES = ("module.", "_orig_mod.")
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
+_CAUSE = re.compile(r"[Uu]nsupported (?:global: )?(GLOBAL \S+)")
 """Of a terminal, in torch's own messages."""
 _MAPPED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "F64": torch.float64}
 
@@ -84,10 +85,12 @@ def _read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = _COLOURS.sub("", str(error)).strip().partition("\n")[0]
+        # Not torch's own words, whose advice is to unpickle it nevertheless.
+        found = _CAUSE.search(_COLOURS.sub("", str(error)))
+        cause = f" ({found[1]})" if found else ""
         raise WeightsError(
-            f"{path} is not a checkpoint of tensors alone, and nothing else is unpickled: {reason}"
-            "; convert it with the code that wrote it: torch.save(model.state_dict(), FILE)"
+            f"{path} is not a checkpoint of tensors alone, and nothing else is unpickled{cause}; if it is a checkpoint,"
+            " convert it with the code that wrote it: torch.save(model.state_dict(), FILE)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
