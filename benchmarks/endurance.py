@@ -141,10 +141,10 @@ def difference(a: Any, b: Any, where: str = "") -> str:
     return "" if a == b else f"{where}: {a!r:.60} and {b!r:.60}"
 
 
-def halves(out: Path) -> list[str]:
-    """Files that are no whole ones."""
+def halves(out: Path, *, ended: bool = False) -> list[str]:
+    """Files that are no whole ones; of a run that ended, its lock, too."""
     found = [*out.glob(".*"), *(out / checkpoint.FOLDER).glob(".*")]
-    return sorted(str(path.relative_to(out)) for path in found)
+    return sorted(str(path.relative_to(out)) for path in found if ended or path.name != ".running")
 
 
 def place(out: Path) -> str:
@@ -255,7 +255,11 @@ def kills(folder: Path, photos: Path, count: int, dice: random.Random, tally: Ta
         out = folder / f"killed-{number}"
         victim(photos, out, model, spent, dice, tally)
         last = run(command(photos, model, out, dice.choice(SAVE_EVERY)))
-        differs = last.stderr if last.returncode else difference(wanted[model], content(out)) or ", ".join(halves(out))
+        differs = (
+            last.stderr
+            if last.returncode
+            else difference(wanted[model], content(out)) or ", ".join(halves(out, ended=True))
+        )
         resumed = next((line for line in last.stdout.splitlines() if line.startswith("resumed")), "started anew")
         tally.results += 1
         tally.same += not differs
@@ -323,7 +327,7 @@ def verdict(done: subprocess.CompletedProcess[str], out: Path, disk: Path) -> st
     ]
     if missing:
         return f"says nothing of {missing}: {error}"
-    left = halves(out) if out.exists() else []
+    left = halves(out, ended=True) if out.exists() else []
     for path in checkpoint.all_in(out):
         checkpoint.load(path)
     return f"left: {', '.join(left)}" if left else ""
@@ -350,7 +354,12 @@ def full_disks(disk: Path, photos: Path, wanted: dict[str, Any], tally: Tally) -
         (disk / "ballast").unlink(missing_ok=True)
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         again = run(call)
-        wrong = wrong or again.stderr.strip() or difference(wanted[model], content(out)) or ", ".join(halves(out))
+        wrong = (
+            wrong
+            or again.stderr.strip()
+            or difference(wanted[model], content(out))
+            or ", ".join(halves(out, ended=True))
+        )
         found[writer] = not wrong
         tally.say(f"full disk at {writer:<19} kept: {kept:<17}  {wrong or 'went on, bit-identical'}\n    {said[-400:]}")
         subprocess.run(["umount", str(disk)], check=True)

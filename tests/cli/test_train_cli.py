@@ -235,6 +235,7 @@ def test_wrong_names_end_it_before_anything_is_written(
     result = run("train", photos, *args, "--out", tmp_path / "run")
     assert result.exit_code in (1, 2)
     assert message in one_line(result)
+    assert not result.stdout  # no settings of a run that will not be
     assert not (tmp_path / "run").exists()
 
 

@@ -64,6 +64,7 @@ def train(
     """
     _check_installed()
     from vertebra.engine.outdir import watched
+    from vertebra.engine.rules import check
     from vertebra.engine.settings import as_dict, config_hash, with_settings
     from vertebra.engine.train import InterruptedRunError
     from vertebra.engine.train import train as run
@@ -75,6 +76,7 @@ def train(
     if any(setting.partition("=")[0].strip() == "recipe" for setting in settings or []):
         raise typer.BadParameter("--set recipe=NAME would change no more than the name; give --recipe NAME")
     chosen = with_settings(_chosen(chosen, data, model, pretrained, weights, config), settings or [])
+    check(chosen)
     folder = goes_on or out or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
     tell = console() if first_process() else None
     if tell is not None:

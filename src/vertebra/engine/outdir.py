@@ -13,8 +13,9 @@ import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from vertebra.data.datasets import Dataset
 from vertebra.engine import checkpoint, multilabel
@@ -47,7 +48,7 @@ class Claim:
 
     def __init__(self, out: Path, *, resume: bool) -> None:
         self.out = out
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         if out.exists() and not out.is_dir():
             raise VertebraError(f"--out {out} is a file; name a folder")
         if out.is_dir():
@@ -68,7 +69,7 @@ class Claim:
         path = self.out / _RUNNING
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab+")
+            file = path.open("ab+", buffering=0)
         except OSError as error:
             raise CheckpointError(cannot_write(path, error)) from error
         if not _locked(file):
@@ -83,18 +84,17 @@ class Claim:
         with suppress(OSError):  # a full disk: the number is only for the message
             file.truncate(0)
             file.write(str(os.getpid()).encode())
-            file.flush()
 
     def release(self) -> None:
         """The folder is anybody's."""
         if self._file is not None:
-            with suppress(OSError):
+            with suppress(OSError):  # Windows keeps what is open
                 (self.out / _RUNNING).unlink(missing_ok=True)
-                self._file.close()
+            self._file.close()
             self._file = None
 
 
-def _locked(file: BinaryIO) -> bool:
+def _locked(file: FileIO) -> bool:
     """For this process, not for those that it forks, and gone when it is; False where another has it."""
     try:
         import fcntl
