@@ -141,10 +141,10 @@ def difference(a: Any, b: Any, where: str = "") -> str:
     return "" if a == b else f"{where}: {a!r:.60} and {b!r:.60}"
 
 
-def halves(out: Path, *, ended: bool = False) -> list[str]:
-    """Files that are no whole ones; of a run that ended, its lock, too."""
+def halves(out: Path, *, running: bool = False) -> list[str]:
+    """Files that are no whole ones; the lock of a run that is `running` is none of them."""
     found = [*out.glob(".*"), *(out / checkpoint.FOLDER).glob(".*")]
-    return sorted(str(path.relative_to(out)) for path in found if ended or path.name != ".running")
+    return sorted(str(path.relative_to(out)) for path in found if not running or path.name != ".running")
 
 
 def place(out: Path) -> str:
@@ -199,7 +199,7 @@ def kill_after(call: list[str], out: Path, seconds: float, *, training: bool, ai
             time.sleep(0.005)
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        while aimed and process.poll() is None and not halves(out):
+        while aimed and process.poll() is None and not halves(out, running=True):
             pass
     finally:
         alive = process.poll() is None
@@ -224,7 +224,7 @@ def victim(photos: Path, out: Path, model: str, spent: dict[str, float], dice: r
             break  # it came to its end: nothing left to kill
         done += 1
         tally.kills += 1
-        left, now = halves(out) if out.exists() else [], place(out)
+        left, now = halves(out, running=True) if out.exists() else [], place(out)
         tally.in_a_write += bool(left)
         tally.starting += now == before
         tally.inside += "step" in now and not now.endswith("step  0")
@@ -255,11 +255,7 @@ def kills(folder: Path, photos: Path, count: int, dice: random.Random, tally: Ta
         out = folder / f"killed-{number}"
         victim(photos, out, model, spent, dice, tally)
         last = run(command(photos, model, out, dice.choice(SAVE_EVERY)))
-        differs = (
-            last.stderr
-            if last.returncode
-            else difference(wanted[model], content(out)) or ", ".join(halves(out, ended=True))
-        )
+        differs = last.stderr if last.returncode else difference(wanted[model], content(out)) or ", ".join(halves(out))
         resumed = next((line for line in last.stdout.splitlines() if line.startswith("resumed")), "started anew")
         tally.results += 1
         tally.same += not differs
@@ -327,7 +323,7 @@ def verdict(done: subprocess.CompletedProcess[str], out: Path, disk: Path) -> st
     ]
     if missing:
         return f"says nothing of {missing}: {error}"
-    left = halves(out, ended=True) if out.exists() else []
+    left = halves(out) if out.exists() else []
     for path in checkpoint.all_in(out):
         checkpoint.load(path)
     return f"left: {', '.join(left)}" if left else ""
@@ -354,12 +350,7 @@ def full_disks(disk: Path, photos: Path, wanted: dict[str, Any], tally: Tally) -
         (disk / "ballast").unlink(missing_ok=True)
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         again = run(call)
-        wrong = (
-            wrong
-            or again.stderr.strip()
-            or difference(wanted[model], content(out))
-            or ", ".join(halves(out, ended=True))
-        )
+        wrong = wrong or again.stderr.strip() or difference(wanted[model], content(out)) or ", ".join(halves(out))
         found[writer] = not wrong
         tally.say(f"full disk at {writer:<19} kept: {kept:<17}  {wrong or 'went on, bit-identical'}\n    {said[-400:]}")
         subprocess.run(["umount", str(disk)], check=True)

@@ -25,6 +25,7 @@ from vertebra.engine.multilabel import MultiAnswers, MultiEvaluation
 from vertebra.engine.multilabel import measure as measure_several
 from vertebra.engine.outdir import as_record, without_nan
 from vertebra.engine.validate import validation_split
+from vertebra.hub.factory import load_model
 from vertebra.models.backbone import Backbone
 from vertebra.runtime.optimize import Optimized
 from vertebra.spec import VertebraError
@@ -242,6 +243,18 @@ def test_wrong_names_end_it_before_anything_is_written(
 def test_a_run_is_no_architecture_but_says_how_to_train_on_from_it(trained: tuple[Path, Result], photos: Path) -> None:
     told = one_line(run("train", photos, "--model", trained[0]))
     assert f"--model deit_tiny_patch16_224 --weights {trained[0] / 'model.safetensors'}" in told
+
+
+def test_a_folder_called_as_an_architecture_hides_it_from_no_command(
+    trained: tuple[Path, Result], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained[0], tmp_path / "deit_tiny_patch16_224")
+    (tmp_path / "dla46_c").mkdir()
+    monkeypatch.chdir(tmp_path)
+    start = ("--model", "deit_tiny_patch16_224", "--from-scratch", "--out", "run")
+    assert run("train", photos, *start, *settings("epochs=1")).exit_code == 0
+    weights = load_model("dla46_c.tin100").pretrained_cfg["file"]
+    assert load_model("dla46_c", weights=weights).num_classes == 100
 
 
 def test_a_damaged_checkpoint_is_one_line(trained: tuple[Path, Result], tmp_path: Path) -> None:

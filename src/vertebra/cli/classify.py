@@ -133,14 +133,16 @@ def _load(model: str | None, weights: Path | None, options: dict[str, Any]) -> "
     try:
         return load_model(model or DEFAULT_MODEL, weights=weights, **options)
     except WeightsUnavailableError as error:
-        reason = str(error).partition("; to go on")[0]
         if model is None:
             own = load_model(OWN_MODEL, **options)
-            complain(f"{reason}; answering with {OWN_MODEL} of this package, which knows {own.num_classes} classes")
+            complain(
+                f"{error.reason}; answering with {OWN_MODEL} of this package, which knows {own.num_classes} classes"
+            )
             return own
         raise WeightsUnavailableError(
-            f"{reason}; offline, give a local checkpoint (--model {model} --weights FILE), a folder with config.json "
-            "and weights (--model DIR), or a machine's Hugging Face cache that holds it (HF_HOME=DIR HF_HUB_OFFLINE=1)"
+            f"{error.reason}; offline, give a local checkpoint (--model {model} --weights FILE), a folder with "
+            "config.json and weights (--model DIR), or a machine's Hugging Face cache that "
+            "holds it (HF_HOME=DIR HF_HUB_OFFLINE=1)"
         ) from error
 
 

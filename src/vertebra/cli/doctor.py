@@ -1,7 +1,6 @@
 """`vertebra doctor`: what is wrong with a data set, before a training finds out."""
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -163,7 +162,7 @@ def _told(multi_label: bool, separator: str | None, columns: "Sequence[str]") ->
     settings += [f"data.label_columns={json.dumps(columns, ensure_ascii=False)}"] if columns else []
     settings += ["loss.kind=bce"] if multi_label else []
     settings = [word for setting in settings for word in ("--set", setting)]
-    first, second = ("".join(f" {shown(shlex.quote(word))}" for word in words) for words in (options, settings))
+    first, second = ("".join(f" {quoted(word)}" for word in words) for words in (options, settings))
     return first, second
 
 

@@ -33,10 +33,8 @@ class OneLineErrors(TyperGroup):
         **extra: Any,
     ) -> NoReturn:
         """Run the command and exit; `--debug` is found wherever it stands."""
-        for stream in (
-            sys.stdout,
-            sys.stderr,
-        ):  # a name that the terminal's encoding lacks is shown as \\u and a number
+        # A letter that the terminal's encoding lacks is shown by its number.
+        for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         given = list(sys.argv[1:] if args is None else args)

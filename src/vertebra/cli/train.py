@@ -87,7 +87,7 @@ def train(
     except WeightsUnavailableError as error:
         teacher = ", a teacher's with --set distill.weights=FILE" if chosen.distill.teacher else ""
         raise VertebraError(
-            f"{str(error).partition('; to go on offline')[0]}; give a local file with --weights FILE{teacher}, start "
+            f"{error.reason}; give a local file with --weights FILE{teacher}, start "
             f"--from-scratch, or from what the package brings: --model {OWN_MODEL}"
         ) from error
     except InterruptedRunError as error:
@@ -123,6 +123,7 @@ def _chosen(
     """The recipe (or a run's own settings), a file's settings over it, and the options over both."""
     from vertebra.engine.outdir import MODEL, RECORD
     from vertebra.engine.settings import with_file
+    from vertebra.hub.listing import is_model
 
     if config is not None:
         chosen = with_file(chosen, config)
@@ -130,7 +131,7 @@ def _chosen(
         chosen = replace(chosen, data=replace(chosen.data, source=data))
     if weights is not None and pretrained is False:
         raise typer.BadParameter(f"--from-scratch, and --weights {weights} to start from; give one of both")
-    if model is not None and (Path(model) / RECORD).is_file():
+    if model is not None and not is_model(model) and (Path(model) / RECORD).is_file():
         name = json.loads((Path(model) / RECORD).read_bytes()).get("architecture", "NAME")
         raise typer.BadParameter(
             f"{model} is a folder; to train on from the model in it: --model {name} --weights "

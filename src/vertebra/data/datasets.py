@@ -250,7 +250,11 @@ def _from_files(source: str) -> _Listing:
 
 def _empty(root: Path, members: Sequence[Member]) -> tuple[str, ...]:
     """Folders beside those of classes in which no photo lies."""
-    held = {m.inner.rpartition("/")[0] for m in members if PHOTO.search(m.inner)}
+    held = set[str]()
+    for member in members:
+        folder = member.inner.rpartition("/")[0]
+        if folder not in held and PHOTO.search(member.inner):
+            held.add(folder)
     held |= {folder[:at] for folder in held for at, sign in enumerate(folder) if sign == "/"}
     found = list[str]()
     for level in ("", *sorted(name for name in held if name.lower() in SPLITS)):

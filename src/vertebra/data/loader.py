@@ -180,7 +180,7 @@ class _Images:
 
     def _items(self, group: list[tuple[Place, bytes | VertebraError]]) -> list[Item]:
         """Each stage for all of them before the next one: where the processor comes back to the same code at once, an
-        image of 64 pixels takes a fifth less. The generator's state goes with the image.
+        image of 64 pixels takes a seventh less. The generator's state goes with the image.
         """
         begun = [(self._begun(place, content), torch.default_generator.get_state()) for place, content in group]
         return [self._ended(place, *so_far) for (place, _), so_far in zip(group, begun, strict=True)]

@@ -108,6 +108,7 @@ def _locked(file: FileIO) -> bool:
 
 
 def _look(out: Path, resume: bool) -> None:
+    """What `Claim` says of the files in it."""
     goes_on = bool(checkpoint.all_in(out))
     if not resume and (goes_on or (out / METRICS).exists()):
         finished = (out / METRICS).exists()

@@ -218,7 +218,8 @@ def load_model(
     """
     path = Path(source).expanduser()
     if weights is not None:
-        found = resolve(f"{FOLDER_SCHEME}{path}" if path.is_dir() else str(source), cache_dir=cache_dir)
+        folder = path.is_dir() and str(source).partition(".")[0] not in REGISTRY  # a name is one, whatever lies here
+        found = resolve(f"{FOLDER_SCHEME}{path}" if folder else str(source), cache_dir=cache_dir)
         return _from_file(found, Path(weights).expanduser(), options)
     if path.is_dir():
         return create_model(f"{FOLDER_SCHEME}{path}", pretrained=True, **options)

@@ -42,7 +42,7 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
     # HfHubHTTPError); ValueError is a malformed repository name.
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = "no network and no cached copy" if cached_only else _first_line(error)
-        raise WeightsUnavailableError(f"cannot get {filename} of {repo} from the hub: {reason}; {_ADVICE}") from error
+        raise WeightsUnavailableError(f"cannot get {filename} of {repo} from the hub: {reason}", _ADVICE) from error
 
 
 def hub_weights(
@@ -104,9 +104,9 @@ def url_file(url: str, hash_prefix: str | None, *, cache_dir: Path | str | None 
         check_hash(path, hash_prefix)
         return path
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        raise WeightsUnavailableError(f"{path.name} is not in {folder} and HF_HUB_OFFLINE is set; {_ADVICE}")
+        raise WeightsUnavailableError(f"{path.name} is not in {folder} and HF_HUB_OFFLINE is set", _ADVICE)
     if not reachable(url):
-        raise WeightsUnavailableError(f"cannot download {url}: no network; {_ADVICE}")
+        raise WeightsUnavailableError(f"cannot download {url}: no network", _ADVICE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _download(url, path, hash_prefix)
@@ -114,7 +114,7 @@ def url_file(url: str, hash_prefix: str | None, *, cache_dir: Path | str | None 
     except (OSError, HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
-        raise WeightsUnavailableError(f"cannot download {url}: {_first_line(error)}; {_ADVICE}") from error
+        raise WeightsUnavailableError(f"cannot download {url}: {_first_line(error)}", _ADVICE) from error
     return path
 
 

@@ -22,8 +22,9 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 _PREFIXES = ("module.", "_orig_mod.")
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
-_CAUSE = re.compile(r"[Uu]nsupported (?:global: )?(GLOBAL \S+)")
 """Of a terminal, in torch's own messages."""
+_CAUSE = re.compile(r"[Uu]nsupported (?:global: )?(GLOBAL \S+)")
+"""What would have been called, in those messages."""
 _MAPPED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "F64": torch.float64}
 
 

@@ -19,6 +19,11 @@ class WeightsError(VertebraError, RuntimeError):
 class WeightsUnavailableError(WeightsError):
     """A checkpoint that exists but cannot be had now: no network, no cached copy, no such repository."""
 
+    def __init__(self, reason: str, advice: str = "") -> None:
+        """`advice`: how to go on, where no command knows it better."""
+        super().__init__(f"{reason}; {advice}" if advice else reason)
+        self.reason = reason
+
 
 def did_you_mean(name: str, allowed: Iterable[str], *, limit: int = 3) -> str:
     """`"; did you mean 'a' or 'b'?"`, or `""` when nothing allowed resembles `name`."""
