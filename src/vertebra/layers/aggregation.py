@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from vertebra.layers.fused import conv_bn_act
 from vertebra.spec import VertebraError
 
 
@@ -29,7 +28,8 @@ class AggregationNode(nn.Module):
         self.residual = residual
 
     def forward(self, inputs: list[Tensor]) -> Float[Tensor, "b c h w"]:
-        return conv_bn_act(torch.cat(inputs, 1), self.conv, self.bn, "relu", inputs[0] if self.residual else None)
+        x = self.bn(self.conv(torch.cat(inputs, 1)))
+        return torch.relu_(x + inputs[0] if self.residual else x)
 
 
 class BilinearUp(nn.Module):

@@ -3,8 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vertebra.layers.activation import ActType
-from vertebra.layers.fused import conv_bn_act
+from vertebra.layers.activation import ActType, activate
 
 
 class ConvNormAct(nn.Module):
@@ -28,7 +27,7 @@ class ConvNormAct(nn.Module):
         self.act: ActType = act
 
     def forward(self, x: Float[Tensor, "b cin h w"]) -> Float[Tensor, "b cout ho wo"]:
-        return conv_bn_act(x, self.conv, self.bn, self.act)
+        return activate(self.bn(self.conv(x)), self.act)
 
     def extra_repr(self) -> str:
         return f"act={self.act!r}"

@@ -4,7 +4,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vertebra.layers.aggregation import AGGREGATIONS
-from vertebra.layers.fused import in_format_of
 from vertebra.models.backbone import Backbone
 from vertebra.models.features import FeatureExtractor
 from vertebra.spec import VertebraError, unknown_name
@@ -29,7 +28,7 @@ class AggregatedBackbone(nn.Module):
         self.out_stride = out_stride
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d ho wo"]:
-        return in_format_of(self.aggregation(self.features(x), (x.shape[-2], x.shape[-1])), x)
+        return self.aggregation(self.features(x), (x.shape[-2], x.shape[-1]))
 
 
 def _stages(backbone: Backbone, out_stride: int) -> tuple[int, ...]:

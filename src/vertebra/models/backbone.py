@@ -8,6 +8,7 @@ b batch, c channels, h w height and width in pixels, n tokens, d embedding, k cl
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypedDict, cast
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vertebra.layers.fused import forget, in_format_of
+from vertebra.layers.statistics import unchanged_statistics
 from vertebra.spec import ModelConfig, VertebraError
 
 Indices = int | Sequence[int] | None
@@ -162,9 +163,6 @@ class Backbone(nn.Module, ABC):
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         """The trunk: (b, c, h, w) image -> last map (CNN) or normalised tokens (ViT)."""
-        return in_format_of(self._trunk(x), x)
-
-    def _trunk(self, x: Tensor) -> Tensor:
         state = self.embed(x)
         for stage in self.steps():
             state = self._run(stage, state)
@@ -172,12 +170,16 @@ class Backbone(nn.Module, ABC):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Any:
         """(b, c, h, w) image, normalised as the checkpoint asks -> (b, k) logits."""
-        return self.forward_head(self._trunk(x))
+        return self.forward_head(self.forward_features(x))
 
     def _run(self, stage: Stage, state: Any) -> Any:
-        if self.grad_checkpointing and torch.is_grad_enabled():
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return stage(state)
+        if torch.compiler.is_compiling():  # a compiler recomputes answers alone
             return checkpoint(stage, state, use_reentrant=False)
-        return stage(state)
+        return checkpoint(
+            stage, state, use_reentrant=False, context_fn=lambda: (nullcontext(), unchanged_statistics(self))
+        )
 
     def _walk(self, x: Tensor, wanted: Sequence[int], *, norm: bool, stop_early: bool) -> Intermediates:
         stages = self.steps()
@@ -214,11 +216,11 @@ class Backbone(nn.Module, ABC):
         seen = self._walk(x, wanted, norm=norm, stop_early=stop_early)
         maps: list[Any] = []
         for grid, prefix in seen.maps:
-            out = in_format_of(grid, x) if output_fmt == "NCHW" else grid.flatten(2).transpose(1, 2)
+            out = grid if output_fmt == "NCHW" else grid.flatten(2).transpose(1, 2)
             maps.append((out, prefix) if return_prefix_tokens and prefix is not None else out)
         if intermediates_only:
             return maps
-        return in_format_of(self.finish(seen.last), x), maps
+        return self.finish(seen.last), maps
 
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
@@ -239,8 +241,7 @@ class Backbone(nn.Module, ABC):
         return
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Training or evaluation mode; either way weights folded for inference are forgotten."""
-        forget(self)
+        """Training or evaluation mode; what `freeze` holds stays in evaluation."""
         super().train(mode)
         for module in self.frozen_modules:
             module.eval()

@@ -3,8 +3,7 @@
 import re
 from typing import Any
 
-from torch import nn
-
+from vertebra.layers.statistics import keeps_statistics
 from vertebra.models.backbone import Backbone
 from vertebra.spec import VertebraError
 
@@ -52,8 +51,7 @@ def freeze(model: Backbone, depth: int) -> list[str]:
     model.frozen_modules = tuple(
         module
         for prefix, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
-        and any(name.startswith(f"{prefix}.") for name in names)
+        if keeps_statistics(module) and any(name.startswith(f"{prefix}.") for name in names)
     )
     model.train(model.training)
     return sorted(names)

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,9 +19,7 @@ from vertebra.layers.activation import ActType, activate
 from vertebra.layers.conv_norm_act import ConvNormAct
 from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
-from vertebra.layers.fused import conv_bn_act, fusable
 from vertebra.layers.head import ClassifierHead
-from vertebra.layers.slices import run_steps
 from vertebra.layers.squeeze_excite import SqueezeExcite, squeezed
 from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
 from vertebra.models.cspnet.config import CspNetConfig
@@ -132,10 +129,8 @@ class BottleneckBlock(nn.Module):
         self.act: ActType = config.act
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        branch, last = self.attn2(self.conv2(self.conv1(x))), self.conv3
-        if not self.training and fusable(branch, last.conv, last.bn, last):
-            return conv_bn_act(branch, last.conv, last.bn, self.act, add=x)
-        return activate(self.drop_path(last(branch)) + x, self.act)
+        branch = self.conv3(self.attn2(self.conv2(self.conv1(x))))
+        return activate(self.drop_path(branch) + x, self.act)
 
 
 LAST_NORMS = {
@@ -207,11 +202,6 @@ class CspNet(Backbone):
         ]
         self.num_features = widths[-1]
         self.reset_classifier(config.num_classes, config.global_pool)
-
-    def _trunk(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing:
-            return super()._trunk(x)
-        return run_steps(self.steps(), x, chain(self.stem.modules(), self.stages.modules()))
 
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x

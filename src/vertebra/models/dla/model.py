@@ -9,7 +9,7 @@ b batch, c channels, h w height and width in pixels.
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,6 @@ from torch.nn.functional import dropout
 from vertebra.layers.aggregation import AggregationNode
 from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
-from vertebra.layers.fused import conv_bn_act
 from vertebra.layers.pool import GlobalPool
 from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
 from vertebra.models.dla.config import DlaConfig
@@ -30,16 +29,9 @@ def conv3x3(cin: int, cout: int, stride: int = 1, dilation: int = 1, groups: int
     return nn.Conv2d(cin, cout, 3, stride, padding=dilation, dilation=dilation, groups=groups, bias=False)
 
 
-class ConvBn(nn.Sequential):
+def conv_bn(conv: nn.Conv2d, *, relu: bool = False) -> nn.Sequential:
     """A convolution, its normalisation and, with `relu`, an activation, under the names `0`, `1`, `2`."""
-
-    def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
-        super().__init__(conv, nn.BatchNorm2d(conv.out_channels), *([nn.ReLU(inplace=True)] if relu else []))
-
-    def forward(self, input: Float[Tensor, "b cin h w"]) -> Float[Tensor, "b cout ho wo"]:  # noqa: A002
-        # No assertion: a normalisation may have been replaced (frozen, synchronised) since.
-        conv, bn = cast("nn.Conv2d", self[0]), cast("nn.BatchNorm2d", self[1])
-        return conv_bn_act(input, conv, bn, "relu" if len(self) > 2 else "")
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), *([nn.ReLU(inplace=True)] if relu else []))
 
 
 def bottleneck_width(config: DlaConfig, cout: int) -> int:
@@ -47,20 +39,8 @@ def bottleneck_width(config: DlaConfig, cout: int) -> int:
     return int(math.floor(cout * config.group_width / 64) * config.groups) // 2
 
 
-class Block(nn.Module):
-    """A residual block: `forward(x, shortcut)`; `shortcut` stands for its input on the identity branch."""
-
-    drop_path: nn.Module
-
-    def join(self, x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, shortcut: Tensor) -> Tensor:
-        """The branch's last convolution, the addition and the activation behind it."""
-        if not self.training or isinstance(self.drop_path, nn.Identity):
-            return conv_bn_act(x, conv, bn, "relu", add=shortcut)
-        return torch.relu_(self.drop_path(bn(conv(x))).add_(shortcut))
-
-
-class BasicBlock(Block):
-    """Two 3x3 convolutions."""
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions. `shortcut` stands for the input on the identity branch."""
 
     def __init__(self, config: DlaConfig, cin: int, cout: int, stride: int, dilation: int, drop: float) -> None:
         super().__init__()
@@ -71,11 +51,12 @@ class BasicBlock(Block):
         self.drop_path = drop_path(drop)
 
     def forward(self, x: Float[Tensor, "b cin h w"], shortcut: Tensor | None = None) -> Float[Tensor, "b cout ho wo"]:
-        y = conv_bn_act(x, self.conv1, self.bn1, "relu")
-        return self.join(y, self.conv2, self.bn2, x if shortcut is None else shortcut)
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = self.drop_path(self.bn2(self.conv2(y)))
+        return torch.relu_(y + (x if shortcut is None else shortcut))
 
 
-class Bottleneck(Block):
+class Bottleneck(nn.Module):
     """1x1, 3x3 (grouped in the X variants), 1x1."""
 
     def __init__(self, config: DlaConfig, cin: int, cout: int, stride: int, dilation: int, drop: float) -> None:
@@ -90,12 +71,13 @@ class Bottleneck(Block):
         self.drop_path = drop_path(drop)
 
     def forward(self, x: Float[Tensor, "b cin h w"], shortcut: Tensor | None = None) -> Float[Tensor, "b cout ho wo"]:
-        y = conv_bn_act(x, self.conv1, self.bn1, "relu")
-        y = conv_bn_act(y, self.conv2, self.bn2, "relu")
-        return self.join(y, self.conv3, self.bn3, x if shortcut is None else shortcut)
+        y = torch.relu_(self.bn1(self.conv1(x)))
+        y = torch.relu_(self.bn2(self.conv2(y)))
+        y = self.drop_path(self.bn3(self.conv3(y)))
+        return torch.relu_(y + (x if shortcut is None else shortcut))
 
 
-class Res2Block(Block):
+class Res2Block(nn.Module):
     """The 3x3 of a bottleneck as a cascade over four slices of channels (Res2Net, arXiv:1904.01169)."""
 
     SCALE = 4
@@ -117,15 +99,16 @@ class Res2Block(Block):
         self.drop_path = drop_path(drop)
 
     def forward(self, x: Float[Tensor, "b cin h w"], shortcut: Tensor | None = None) -> Float[Tensor, "b cout ho wo"]:
-        y = conv_bn_act(x, self.conv1, self.bn1, "relu")
+        y = torch.relu_(self.bn1(self.conv1(x)))
         # Indexed, not unpacked: torch.fx cannot tell how many slices a split gives.
         slices = [y[:, i * self.width : (i + 1) * self.width] for i in range(self.SCALE)]
         outs: list[Tensor] = []
         for part, conv, bn in zip(slices, self.convs, self.bns):  # noqa: B905 - the last slice has no convolution
             source = outs[-1] + part if self.cascade and outs else part
-            outs.append(conv_bn_act(source, cast("nn.Conv2d", conv), cast("nn.BatchNorm2d", bn), "relu"))
+            outs.append(torch.relu_(bn(conv(source))))
         y = torch.cat((*outs, self.pool(slices[-1])), 1)
-        return self.join(y, self.conv3, self.bn3, x if shortcut is None else shortcut)
+        y = self.drop_path(self.bn3(self.conv3(y)))
+        return torch.relu_(y + (x if shortcut is None else shortcut))
 
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck, "res2": Res2Block}
@@ -156,7 +139,7 @@ class Tree(nn.Module):
         self.downsample = nn.MaxPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity()
         if depth == 1:
             block = partial(BLOCKS[config.block], config, dilation=dilation)
-            self.project = ConvBn(nn.Conv2d(cin, cout, 1, bias=False)) if cin != cout else nn.Identity()
+            self.project = conv_bn(nn.Conv2d(cin, cout, 1, bias=False)) if cin != cout else nn.Identity()
             self.tree1 = block(cin=cin, cout=cout, stride=stride, drop=next(rates))
             self.tree2 = block(cin=cout, cout=cout, stride=1, drop=next(rates))
             self.root = AggregationNode(2 * cout + inherited, cout, config.residual_root)
@@ -189,9 +172,9 @@ class Dla(Backbone):
         super().__init__(config)
         widths, plan = config.channels, dilate((1, 2, 2, 2, 2, 2), config.output_stride)
         rates = iter(linear_rates(config.drop_path_rate, sum(2**depth for depth in config.depths)))
-        self.base_layer = ConvBn(nn.Conv2d(config.in_chans, widths[0], 7, padding=3, bias=False), relu=True)
-        self.level0 = ConvBn(conv3x3(widths[0], widths[0]), relu=True)
-        self.level1 = ConvBn(conv3x3(widths[0], widths[1], stride=2), relu=True)
+        self.base_layer = conv_bn(nn.Conv2d(config.in_chans, widths[0], 7, padding=3, bias=False), relu=True)
+        self.level0 = conv_bn(conv3x3(widths[0], widths[0]), relu=True)
+        self.level1 = conv_bn(conv3x3(widths[0], widths[1], stride=2), relu=True)
         for level in range(2, 6):
             stride, dilation = plan[level]
             cin, cout, depth = widths[level - 1], widths[level], config.depths[level - 2]

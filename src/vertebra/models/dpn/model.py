@@ -6,9 +6,9 @@ b batch, c channels, h w height and width in pixels, k classes.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.fx
@@ -16,12 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout
 
-from vertebra.layers.activation import ActType
+from vertebra.layers.activation import ActType, activate
 from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
-from vertebra.layers.fused import conv_bn_act, fusable
 from vertebra.layers.pool import GlobalPool
-from vertebra.layers.preactivation import BnAct, BnActConv, bn_relu_of_view, is_product, project_into
+from vertebra.layers.preactivation import BnAct, BnActConv
 from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
 from vertebra.models.dpn.config import DpnConfig
 from vertebra.spec import VertebraError
@@ -40,7 +39,7 @@ class Stem(nn.Module):
         self.act: ActType = config.outer_act
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d ho wo"]:
-        return conv_bn_act(x, self.conv, self.bn, self.act)
+        return activate(self.bn(self.conv(x)), self.act)
 
 
 class DualPathBlock(nn.Module):
@@ -77,42 +76,9 @@ class DualPathBlock(nn.Module):
             added, appended = self.c1x1_c1(h), self.c1x1_c2(h)
         else:
             added, appended = h[:, : self.residual], h[:, self.residual :]
-        both = self._widened()(x) if self.widen else x
+        both = self.get_submodule(self.widen)(x) if self.widen else x
         kept, dense = both[:, : self.residual], both[:, self.residual :]
         return torch.cat((kept + self.drop_path(added), dense, appended), 1)
-
-    def _widened(self) -> BnActConv:
-        return cast("BnActConv", self.get_submodule(self.widen))
-
-    def can_grow(self, x: Tensor) -> bool:
-        """Whether `grow` may stand for `forward`: nobody wants gradients, nor to see the steps between."""
-        units = [self.c1x1_a] + ([self._widened()] if self.widen else [])
-        last = (self.c1x1_c1, self.c1x1_c2) if isinstance(self.c1x1_c, BnAct) else (self.c1x1_c.conv,)
-        watched = (self, self.c3x3_b, self.c1x1_c, *last)
-        return all(is_product(conv, x) for conv in last) and all(
-            fusable(x, unit.conv, unit.bn, unit, *watched) for unit in units
-        )
-
-    def grow(self, x: Float[Tensor, "b cin h w"], room: Float[Tensor, "b d ho wo"]) -> Float[Tensor, "b cout ho wo"]:
-        """`forward` written into `room`, a map as wide as the stage's last; `x` lies there already but at its first.
-
-        Returns the channels of `room` that are filled now. What earlier blocks appended is never copied again.
-        """
-        h = conv_bn_act(bn_relu_of_view(x, self.c1x1_a.bn), self.c1x1_a.conv, self.c3x3_b.bn, "relu")
-        h = conv_bn_act(h, self.c3x3_b.conv, self.c1x1_c.bn, "relu")
-        filled, residual = x.shape[1], self.residual
-        if self.widen:
-            widen = self._widened()
-            filled, step = widen.conv.out_channels, widen.conv.stride[0]
-            source = bn_relu_of_view(x[:, :, ::step, ::step], widen.bn)
-            project_into(room[:, :filled], source, widen.conv.weight, add=False)
-        if isinstance(self.c1x1_c, BnAct):
-            add, append = self.c1x1_c1.weight, self.c1x1_c2.weight
-        else:
-            add, append = self.c1x1_c.conv.weight[:residual], self.c1x1_c.conv.weight[residual:]
-        project_into(room[:, :residual], h, add, add=True)
-        project_into(room[:, filled : filled + self.growth], h, append, add=False)
-        return room[:, : filled + self.growth]
 
 
 @torch.fx.wrap  # one opaque node where torch.fx traces the model; the sizes are proxies there
@@ -178,19 +144,8 @@ class Dpn(Backbone):
         return [partial(self._stage, stage) for stage in range(len(self.feature_info))]
 
     def _stage(self, stage: int, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d ho wo"]:
-        modules = [self.features.get_submodule(name) for name in self._names(stage)]
-        while modules and not isinstance(modules[0], DualPathBlock):
-            x = modules.pop(0)(x)
-        blocks = cast("Sequence[DualPathBlock]", modules)
-        if not blocks or not all(block.can_grow(x) for block in blocks):
-            for block in blocks:
-                x = block(x)
-            return x
-        sides = [(side - 1) // blocks[0].c3x3_b.conv.stride[0] + 1 for side in x.shape[2:]]
-        size = (x.shape[0], self.feature_info[stage]["num_chs"], *sides)
-        room = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        for block in blocks:
-            x = block.grow(x, room)
+        for name in self._names(stage):
+            x = self.features.get_submodule(name)(x)
         return x
 
     def finish(self, state: Tensor) -> Tensor:
