@@ -14,6 +14,7 @@ from vertebra.cli.group import OneLineErrors
 from vertebra.cli.info import info
 from vertebra.cli.models import models
 from vertebra.cli.recipes import recipes
+from vertebra.cli.text import say
 from vertebra.cli.train import train
 from vertebra.cli.validate import validate
 
@@ -30,7 +31,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"vertebra {__version__}")
+        say(f"vertebra {__version__}")
         raise typer.Exit
 
 

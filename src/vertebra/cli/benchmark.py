@@ -1,6 +1,7 @@
 """`vertebra benchmark`: how fast models are here, beside their peers and the machine's limit."""
 
 import csv
+import io
 import sys
 from dataclasses import asdict
 from itertools import groupby
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vertebra.cli.group import FAILED, INTERRUPTED
-from vertebra.cli.text import complain, console, print_json, put, put_name
+from vertebra.cli.text import complain, console, print_json, put, put_name, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,9 +95,11 @@ def _show(result: "Result", as_json: bool, as_csv: bool) -> None:
         for row in result.rows:
             print_json(asdict(row))
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, list(asdict(result.rows[0])), lineterminator="\n")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(asdict(result.rows[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in result.rows)
+        say(text.getvalue().rstrip("\n"))
     else:
         _print(result)
 
@@ -120,7 +123,7 @@ def _progress(row: "Row") -> None:
     """On a terminal only: what is done so far, on stderr."""
     if sys.stderr.isatty():
         speed = "failed" if row.images_per_second is None else f"{row.images_per_second:.1f} images/s"
-        typer.echo(f"{_name(row)} batch {row.batch}: {speed}", err=True)
+        say(f"{_name(row)} batch {row.batch}: {speed}", err=True)
 
 
 def _print(result: "Result") -> None:

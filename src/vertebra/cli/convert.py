@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vertebra.cli.text import say, shown
+
 
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint: .pth, .npz, .safetensors, in the authors' layout.")],
@@ -30,19 +32,19 @@ def convert(
 
     done = run(checkpoint, model, out, half=half)
     if done.wrapper:
-        typer.echo(f"unwrapped  {done.wrapper}")
+        say(f"unwrapped  {done.wrapper}")
     if done.report.renamed:
-        typer.echo(f"renamed    {len(done.report.renamed)} keys: {_some(done.report.renamed)}")
+        say(f"renamed    {len(done.report.renamed)} keys: {_some(done.report.renamed)}")
     for reason, count in Counter(done.report.dropped.values()).items():
         keys = [key for key, why in done.report.dropped.items() if why == reason]
-        typer.echo(f"dropped    {count} keys: {_some(keys)}: {reason}")
+        say(f"dropped    {count} keys: {_some(keys)}: {reason}")
     for key in done.report.resized:
-        typer.echo(f"resized    {key}")
-    typer.echo(
+        say(f"resized    {key}")
+    say(
         f"verified   the written file holds the same tensors and answers alike; source sha256 {done.source_sha256[:16]}"
     )
-    typer.echo(
-        f"wrote      {done.out}: {done.architecture}, {done.num_classes} classes, {done.parameters:,} parameters"
+    say(
+        f"wrote      {shown(done.out)}: {done.architecture}, {done.num_classes} classes, {done.parameters:,} parameters"
     )
 
 

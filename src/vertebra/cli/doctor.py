@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vertebra.cli.text import complain, console, print_json, put, quoted, shown
+from vertebra.cli.text import complain, console, print_json, put, quoted, say, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,6 @@ def doctor(
 
 
 def _examine(dataset: "Dataset", workers: int | None) -> "Report":
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vertebra.data.doctor import examine
@@ -79,7 +78,7 @@ def _examine(dataset: "Dataset", workers: int | None) -> "Report":
 
     total = sum(map(len, dataset.parts.values()))
     chosen = min(default_workers(cores()), total // 500) if workers is None else workers  # few are read sooner here
-    err = Console(stderr=True)
+    err = console(err=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("", total=total, rate="")
@@ -140,7 +139,7 @@ def _short(name: str, data: str) -> str:
 def _print_all(report: "Report") -> None:
     for finding in report.findings:
         for entry in finding.entries:
-            typer.echo(f"{finding.level}\t{finding.kind}\t{_line(entry, report.data)}")
+            say(f"{finding.level}\t{finding.kind}\t{_line(entry, report.data)}")
 
 
 def _next(report: "Report", told: tuple[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vertebra.cli.inputs import expand
-from vertebra.cli.text import shown
+from vertebra.cli.text import say, shown
 from vertebra.spec import VertebraError
 
 
@@ -83,10 +83,10 @@ def export(
         labels=load_labels(labels) if labels else None,
     )
     for case in done.cases:
-        typer.echo(f"verified   {case}")
+        say(f"verified   {case}")
     record = done.record
-    typer.echo(f"weights    sha256 {record.weights_sha256[:16]}, licence {record.license or 'none stated'}")
-    typer.echo(f"wrote      {shown(done.out)}: {record.format} {record.dtype}, {done.bytes / 1e6:.1f} MB")
+    say(f"weights    sha256 {record.weights_sha256[:16]}, licence {record.license or 'none stated'}")
+    say(f"wrote      {shown(done.out)}: {record.format} {record.dtype}, {done.bytes / 1e6:.1f} MB")
 
 
 def _photos(named: str | None) -> list[Path]:

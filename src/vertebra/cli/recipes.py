@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from vertebra.cli.text import console, put
+from vertebra.cli.text import console, put, say
 
 
 def recipes(
@@ -25,7 +25,7 @@ def recipes(
 
     if name is not None:
         header, config = about(name), as_yaml(recipe(name))
-        typer.echo("".join(f"# {line}".rstrip() + "\n" for line in header.splitlines()) + config, nl=False)
+        say("".join(f"# {line}".rstrip() + "\n" for line in header.splitlines()) + config.rstrip("\n"))
         return
     from rich.table import Table
 

@@ -1,7 +1,8 @@
-"""Text for terminals: whole, safe to print, one line."""
+"""Text for terminals: whole, safe to print, one line. All that a command prints goes through here, and only here."""
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vertebra.spec import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
 def shown(path: str | os.PathLike[str]) -> str:
     """A path as it can be printed: bytes that are no UTF-8, and control characters, are escaped."""
-    name = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return printable(os.fspath(path))
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
@@ -24,10 +26,16 @@ def quoted(path: str | os.PathLike[str]) -> str:
     return shlex.quote(shown(path))
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """A line; lines within it, and columns that tabs make, stay such: names in them go through `shown` before."""
+    whole = "".join(part if part in "\n\t" else printable(part) for part in re.split("([\n\t])", text))
+    typer.echo(whole, err=err)
+
+
 def complain(message: str) -> None:
     """One line on stderr, after what stdout already holds."""
     sys.stdout.flush()
-    typer.echo(f"vertebra: {shown(message)}", err=True)
+    typer.echo(f"vertebra: {printable(message)}", err=True)
 
 
 def first_process() -> bool:
@@ -41,12 +49,12 @@ def print_json(record: Mapping[str, object]) -> None:
     sys.stdout.flush()
 
 
-def console() -> "Console":
+def console(*, err: bool = False) -> "Console":
     """Stdout: colours and the window's width on a terminal; elsewhere plain text whose lines never wrap."""
-    from rich.console import Console
+    from vertebra.cli.terminal import Terminal
 
-    plain = not sys.stdout.isatty()
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=1000 if plain else None)
+    out = sys.stderr if err else sys.stdout
+    return Terminal(file=out, width=None if out.isatty() else 1000)
 
 
 def put_name(out: "Console", name: str) -> None:

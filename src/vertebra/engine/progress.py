@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import Tensor
 
+from vertebra.spec import printable
+
 _EVERY = 0.5
 """Seconds between two looks at the loss, which waits for a GPU."""
 
@@ -27,7 +29,7 @@ class Progress:
     def say(self, line: str) -> None:
         """One line, above the bar."""
         if self.console is not None:
-            self.console.print(line.encode(errors="backslashreplace").decode(), soft_wrap=True)  # names may be no UTF-8
+            self.console.print(printable(line), soft_wrap=True)
 
     def start(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """An epoch begins, or goes on."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vertebra.engine.report_charts import Line, chart
+from vertebra.spec import printable
 
 SQUARE = 40
 """Classes up to which the confusion matrix can be read; above, the pairs most often confused stand in its place."""
@@ -114,11 +115,8 @@ def render(page: Page) -> str:
 
 
 def safe(text: object) -> str:
-    """Text as it may stand anywhere in the page: escaped, and what cannot be seen (control characters, changes of
-    direction, bytes that are no UTF-8) spelt out.
-    """
-    whole = str(text).encode("utf-8", "backslashreplace").decode()
-    return html.escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole))
+    """Text as it may stand anywhere in the page: escaped, and what cannot be seen spelt out."""
+    return html.escape(printable(str(text)))
 
 
 def _tiles(page: Page) -> str:

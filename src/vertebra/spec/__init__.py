@@ -21,6 +21,7 @@ from vertebra.spec.preprocess import (
     INCEPTION_STD,
     Preprocess,
 )
+from vertebra.spec.printable import printable
 from vertebra.spec.promises import PROMISES
 from vertebra.spec.weights import Accuracy, TrainedWith, Weights
 
@@ -49,5 +50,6 @@ __all__ = [
     "WeightsUnavailableError",
     "did_you_mean",
     "keep",
+    "printable",
     "unknown_name",
 ]
