@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,31 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vertebra.data.formats import FILE_FAULTS, PNG, misread, open_image, without_large_text
 from vertebra.spec.errors import VertebraError
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """About 0.5 GB of RGB; where Pillow, too, begins to refuse."""
-
-# What cameras, scanners and the web produce. Left out on purpose: EPS and WMF (external programs, platform code), and
-# formats without a signature (TGA, PCX, ...), as which any garbage might be read.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "QOI", "DDS", "SGI")
-
-# A corrupt file makes Pillow's readers fail in any of these ways (they trust the offsets and counts in it).
-FILE_FAULTS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -119,7 +97,7 @@ def inspect(content: bytes) -> Header:
     """
     with pillow_silenced():
         try:
-            with Image.open(_bytes_stream(content, "<bytes>"), formats=_formats()) as image:
+            with open_image(_bytes_stream(content, "<bytes>")) as image:
                 deep = image.mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", ""))
                 late = image.format == "PNG" and "exif" not in image.info  # to look for it would decode the pixels
                 return Header(
@@ -135,7 +113,10 @@ def inspect(content: bytes) -> Header:
         except Image.DecompressionBombError as error:
             raise _too_large("<bytes>", None, str(error)) from error
         except FILE_FAULTS as error:
-            raise DecodeError(f"<bytes>: truncated or corrupt: {_cause(error)}") from error
+            lighter = without_large_text(content)
+            if lighter is None:
+                raise _unreadable("<bytes>", error) from error
+            return inspect(lighter)
 
 
 def _frames(image: Image.Image) -> int:
@@ -194,7 +175,9 @@ def _file_stream(path: Path) -> BinaryIO:
 def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | None) -> Image.Image:
     """Lets DecompressionBombError through: only the caller knows whether Pillow's own limit is the one that counts."""
     try:
-        with Image.open(stream, formats=_formats()) as image:
+        with open_image(stream) as image:
+            if kind := misread(image):
+                raise DecodeError(f"{name}: is {kind}, which is not read here; save them pixel by pixel")
             _check_size(image, name, max_pixels)
             if at_least is not None:
                 image.draft(None, (at_least, at_least))  # JPEGs only; other formats have nothing to leave out
@@ -204,19 +187,21 @@ def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | N
             rgb = _to_rgb(upright)
     except DecodeError:
         raise
-    except UnidentifiedImageError as error:
-        message = f"{name}: not an image, or damaged beyond recognition; formats read here: {', '.join(_formats())}"
-        raise DecodeError(message) from error
     except FILE_FAULTS as error:
-        raise DecodeError(f"{name}: truncated or corrupt: {_cause(error)}") from error
+        stream.seek(0)
+        start = stream.read(len(PNG))
+        lighter = without_large_text(start + stream.read()) if start == PNG else None
+        if lighter is None:
+            raise _unreadable(name, error) from error
+        return _read(io.BytesIO(lighter), name, max_pixels, at_least)
     rgb.info.clear()  # else a caller that applies the EXIF orientation would turn the image a second time
     return rgb
 
 
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that the installed Pillow was built with."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+def _unreadable(name: str, error: BaseException) -> DecodeError:
+    if isinstance(error, UnidentifiedImageError):
+        return DecodeError(f"{name}: {error}")
+    return DecodeError(f"{name}: truncated or corrupt: {_cause(error)}")
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int | None) -> None:

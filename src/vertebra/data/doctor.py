@@ -37,6 +37,7 @@ SUFFIXES = {
     "BMP": ("bmp",),
     "TIFF": ("tif", "tiff"),
     "AVIF": ("avif",),
+    "HEIF": ("heic", "heif", "hif"),
     "JPEG2000": ("jp2", "j2k"),
     "PPM": ("pbm", "pgm", "ppm", "pnm"),
     "ICO": ("ico",),
@@ -44,7 +45,7 @@ SUFFIXES = {
     "DDS": ("dds",),
     "SGI": ("sgi",),
 }
-PASSED_OVER = ("heic", "heif", "jxl", "tga", "psd", "svg", "eps", "raw", "dng", "cr2", "cr3", "nef", "arw", "pcx", "")
+PASSED_OVER = ("jxl", "tga", "psd", "svg", "eps", "raw", "dng", "cr2", "cr3", "nef", "arw", "pcx", "")
 """Suffixes of pictures that nothing here reads."""
 
 

@@ -9,7 +9,7 @@ from vertebra.spec.errors import (
     unknown_name,
 )
 from vertebra.spec.family import Family, ModelConfig, State, Variant, keep
-from vertebra.spec.photo import PHOTO
+from vertebra.spec.photo import PHOTO, is_litter
 from vertebra.spec.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
@@ -49,6 +49,7 @@ __all__ = [
     "WeightsError",
     "WeightsUnavailableError",
     "did_you_mean",
+    "is_litter",
     "keep",
     "printable",
     "unknown_name",
