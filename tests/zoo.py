@@ -1,6 +1,12 @@
-"""What the suites over every model share: which models, made how small, filled with what."""
+"""What the suites over every model share: which models, made how small, filled with what.
 
+Two tiers, so that the suite does not grow with the zoo (docs/design.md says what each proves): names, keys, shapes and
+counts are looked at for every architecture, on `meta`; values for one of each distinct block and option.
+"""
+
+import os
 from dataclasses import fields
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -12,6 +18,48 @@ from vertebra.models.vit import VitConfig
 from vertebra.spec import State
 
 ARCHS = REGISTRY.archs
+SIZES = frozenset(
+    {"channels", "depth", "depths", "embed_dim", "group_width", "growth", "img_size", "mid_width", "num_heads"}
+    | {"residual_width", "stem_channels", "stem_width", "w0", "wa", "wm"}
+)
+"""Config fields that say how much there is of the same. Every other field is an option, and so is any new one."""
+
+ODD_ONES = frozenset({"regnetx_080"})
+"""Architectures with a layer that comes of their sizes: here groups wider than a stage, which are then one."""
+
+
+def facts(arch: str) -> set[tuple[Any, ...]]:
+    """What `arch` has of its family: each option's value, each pair of kinds of block, and whether a stage has one
+    block only (its first is then its last)."""
+    config = REGISTRY.variant(arch).config
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    found = {(name, 1 in (value if isinstance(value, tuple) else (value,))) for name, value in values.items()}
+    options = {name: value for name, value in values.items() if name not in SIZES}
+    kinds = {name: _kind(value) for name, value in options.items()} | {"config": type(config).__name__}
+    found = {fact for fact in found if fact[0] in SIZES} | set(options.items())
+    return {(REGISTRY.family(arch).name, *fact) for fact in (*found, *combinations(sorted(kinds.items()), 2))}
+
+
+def _kind(value: Any) -> Any:
+    """Numbers differ in kind where there is none, one, or several: no squeeze, one group."""
+    many = value if isinstance(value, tuple) else (value,)
+    return tuple(v if isinstance(v, (bool, str)) or v is None else (v > 0) + (v > 1) for v in {*many})
+
+
+def representatives() -> tuple[str, ...]:
+    """Of each distinct block and option one architecture, as small as there is: a cover, chosen greedily."""
+    of = {arch: facts(arch) for arch in ARCHS}
+    chosen = {*ODD_ONES}
+    left = set[tuple[Any, ...]]().union(*of.values()).difference(*(of[arch] for arch in chosen))
+    while left:
+        best = max(ARCHS, key=lambda arch: (len(of[arch] & left), -REGISTRY.variant(arch).params))
+        chosen.add(best)
+        left -= of[best]
+    return tuple(arch for arch in ARCHS if arch in chosen)
+
+
+SAMPLE = ARCHS if os.environ.get("VERTEBRA_TEST_ALL") else representatives()
+"""The architectures whose values are tested; `scripts/test --all` takes every one."""
 HUGE = 200_000_000
 """More parameters than this: a transformer of three blocks stands for all of its equal blocks (the weights of
 deit3_huge alone are 2.5 GB). Its keys and shapes are compared whole, on `meta`."""

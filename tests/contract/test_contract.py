@@ -1,6 +1,7 @@
 """Every promise of a model, kept by every model: none is left out, and a limitation is an error that says so.
 
-Here those in which values are at stake; the models are small (tests/zoo.py). test_shapes.py has the others.
+Here those in which values are at stake; the models are the sample's, and small (tests/zoo.py). test_shapes.py has the
+others.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Every architecture leaves for other runtimes: one graph, free in batch, height and width, answers alike in each.
+"""Every architecture of the sample leaves for other runtimes: one graph, free in its sizes, answers alike in each.
 
 The graph is traced once, by the code that `vertebra export` runs; that very program is run as `torch.export` left it,
 goes on to ONNX and is run by ONNX Runtime, and from there to OpenVINO. What is only more of the same is left out: a
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.contract.subject import keeps
-from tests.zoo import ARCHS, is_transformer, random_state, small_model, small_size
+from tests.zoo import ARCHS, SAMPLE, is_transformer, random_state, small_model, small_size
 from vertebra.export.artefact import open_file
 from vertebra.export.bounds import BOUNDS
 from vertebra.export.formats import Job, onnx_to_openvino
@@ -55,7 +55,7 @@ def subject(arch: str) -> Backbone:
     return model
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SAMPLE)
 def test_what_is_left_out_is_only_more_of_the_same(arch: str) -> None:
     """As many stages at the same strides (a transformer's are its blocks), made of the same modules."""
     whole, short = (small_model(arch, device="meta", **options) for options in ({}, shortened(arch)))
@@ -76,7 +76,7 @@ def options(kind: str, dynamic_size: bool) -> Options:
     return Options(kind, "f32", dynamic_size, with_preprocess=False, batch=None)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SAMPLE)
 @torch.no_grad()
 def test_one_graph_answers_alike_in_every_runtime(arch: str, unchecked_shapes: None) -> None:
     model, free = subject(arch), keeps(arch, "export_size")

@@ -9,13 +9,13 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import vertebra
 from tests.contract.subject import keeps
-from tests.zoo import ARCHS, has_option, is_transformer, random_state, relative, small_model, small_size
+from tests.zoo import SAMPLE, has_option, is_transformer, random_state, relative, small_model, small_size
 from vertebra.hub.fit import adapt_input
 from vertebra.hub.registry import REGISTRY
 from vertebra.spec import VertebraError
 
-CNNS = [arch for arch in ARCHS if not is_transformer(arch)]
-TRANSFORMERS = [arch for arch in ARCHS if is_transformer(arch)]
+CNNS = [arch for arch in SAMPLE if not is_transformer(arch)]
+TRANSFORMERS = [arch for arch in SAMPLE if is_transformer(arch)]
 ODD = (45, 71)
 LIGHT = 8_000_000
 """Up to so many parameters a model is filled and its values are compared; a larger one of the same blocks stays on
@@ -63,7 +63,7 @@ def test_any_size_of_tokens(arch: str) -> None:
         fixed(cut)
 
 
-@pytest.mark.parametrize("arch", [arch for arch in ARCHS if keeps(arch, "output_stride")])
+@pytest.mark.parametrize("arch", [arch for arch in SAMPLE if keeps(arch, "output_stride")])
 @pytest.mark.parametrize("stride", [8, 16])
 def test_output_stride(arch: str, stride: int) -> None:
     """The same parameters, maps no smaller than the stride allows, and the shapes that `feature_info` announces."""
@@ -76,13 +76,13 @@ def test_output_stride(arch: str, stride: int) -> None:
         assert level.shape[1:] == (info["num_chs"], 96 // info["reduction"], 64 // info["reduction"])
 
 
-@pytest.mark.parametrize("arch", [arch for arch in ARCHS if has_option(arch, "output_stride")])
+@pytest.mark.parametrize("arch", [arch for arch in SAMPLE if has_option(arch, "output_stride")])
 def test_output_stride_refuses_others(arch: str) -> None:
     with pytest.raises(VertebraError, match="8, 16, 32"):
         vertebra.create_model(arch, output_stride=12, device="meta")
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SAMPLE)
 def test_thirteen_channels_from_three(arch: str) -> None:
     """Every number of channels: the stem's weight is converted, and equal channels give what they gave before."""
     for chans in range(1, 14):
@@ -96,7 +96,7 @@ def test_thirteen_channels_from_three(arch: str) -> None:
             torch.testing.assert_close(adapted.sum(1), expected)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SAMPLE)
 @pytest.mark.parametrize("kind", ["ida", "hda"])
 def test_aggregate(arch: str, kind: str) -> None:
     """One map at stride 4 on `meta`; gradients reach the first convolution (checked with values on small models)."""
@@ -105,7 +105,7 @@ def test_aggregate(arch: str, kind: str) -> None:
     assert model(torch.empty(2, 3, height, width, device="meta")).shape == (2, 16, -(-height // 4), -(-width // 4))
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SAMPLE)
 def test_freezing_by_depth(arch: str) -> None:
     model = small_model(arch, device="meta")
     groups = vertebra.layer_groups(model, coarse=True)
@@ -122,7 +122,7 @@ def test_freezing_by_depth(arch: str) -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SAMPLE)
 def test_torchvision_extracts_features(arch: str, unchecked_shapes: None) -> None:
     """torch.fx traces the model; the node named like a stage's module answers as the stage does."""
     light = is_light(arch)
@@ -153,7 +153,7 @@ def test_channels_last_stays(arch: str) -> None:
                 assert level.is_contiguous(memory_format=fmt) or 1 in level.shape[-2:]
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SAMPLE)
 def test_compiles_whole(arch: str, unchecked_shapes: None) -> None:
     """One graph, no break. Traced, not lowered: what a backend makes of the graph is its own affair."""
     torch.compiler.reset()

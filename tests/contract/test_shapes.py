@@ -1,4 +1,7 @@
-"""The promises in which only shapes and names are at stake: the models stay on `meta`."""
+"""The promises in which only shapes and names are at stake: the models stay on `meta`.
+
+Features are looked at in every architecture; options that act alike on all of a family, in the sample.
+"""
 
 import pickle
 from typing import Any
@@ -18,27 +21,27 @@ TOKEN_POOLS = ("", "token", "avg", "max", "avgmax", "map")
 
 
 @pytest.fixture(scope="module")
-def trunk(arch: str) -> Tensor:
-    return on_meta(arch).forward_features(image(arch, device="meta"))
+def trunk(sampled: str) -> Tensor:
+    return on_meta(sampled).forward_features(image(sampled, device="meta"))
 
 
 @pytest.mark.parametrize("pool", sorted({*MAP_POOLS, *TOKEN_POOLS}))
-def test_global_pools(arch: str, pool: str, trunk: Tensor) -> None:
+def test_global_pools(sampled: str, pool: str, trunk: Tensor) -> None:
     """Created with, and changed to: both answer alike, or both refuse and say what is possible."""
-    possible = TOKEN_POOLS if is_transformer(arch) else tuple(MAP_POOLS)
-    possible = ("token",) if is_distilled(arch) else possible
-    model = on_meta(arch, num_classes=10)
+    possible = TOKEN_POOLS if is_transformer(sampled) else tuple(MAP_POOLS)
+    possible = ("token",) if is_distilled(sampled) else possible
+    model = on_meta(sampled, num_classes=10)
     if pool not in possible:
-        for act in (lambda: on_meta(arch, global_pool=pool), lambda: model.reset_classifier(10, pool)):
+        for act in (lambda: on_meta(sampled, global_pool=pool), lambda: model.reset_classifier(10, pool)):
             with pytest.raises(vertebra.VertebraError, match="global_pool"):
                 act()
         return
-    created = on_meta(arch, num_classes=10, global_pool=pool)
+    created = on_meta(sampled, num_classes=10, global_pool=pool)
     model.reset_classifier(10, pool)
     assert {k: v.shape for k, v in created.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     expected: tuple[int, ...] = (2, 10)
     if pool == "":
-        expected = (*trunk.shape[:2], 10) if is_transformer(arch) else (2, 10, *trunk.shape[2:])
+        expected = (*trunk.shape[:2], 10) if is_transformer(sampled) else (2, 10, *trunk.shape[2:])
     assert created.forward_head(trunk).shape == model.forward_head(trunk).shape == expected
     width = created.num_features * MAP_POOLS.get(pool, 1)
     assert created.head_hidden_size == model.head_hidden_size == width
@@ -72,35 +75,37 @@ def test_features_only_is_as_the_reference_implementations(arch: str) -> None:
         assert list(getattr(ours.feature_info, question)()) == list(getattr(theirs.feature_info, question)())
 
 
-def test_features_only_refuses_stages_that_do_not_exist(arch: str) -> None:
+def test_features_only_refuses_stages_that_do_not_exist(sampled: str) -> None:
     with pytest.raises(vertebra.VertebraError, match="stage 99"):
-        on_meta(arch, features_only=True, out_indices=[99])
+        on_meta(sampled, features_only=True, out_indices=[99])
     with pytest.raises(vertebra.VertebraError, match="features_only"):
-        on_meta(arch, out_indices=[0])
+        on_meta(sampled, out_indices=[0])
 
 
 @pytest.mark.parametrize("chans", [1, 4])
-def test_input_channels(arch: str, chans: int) -> None:
-    model = on_meta(arch, in_chans=chans, features_only=True, out_indices=[0])
-    assert shapes(model(image(arch, chans=chans, device="meta"))) == promised(arch, [model.feature_info[0]])
-    assert on_meta(arch, in_chans=chans).get_submodule(REGISTRY.variant(arch).config.first_conv).in_channels == chans
+def test_input_channels(sampled: str, chans: int) -> None:
+    model = on_meta(sampled, in_chans=chans, features_only=True, out_indices=[0])
+    assert shapes(model(image(sampled, chans=chans, device="meta"))) == promised(sampled, [model.feature_info[0]])
+    assert (
+        on_meta(sampled, in_chans=chans).get_submodule(REGISTRY.variant(sampled).config.first_conv).in_channels == chans
+    )
 
 
-def test_device_and_dtype(arch: str) -> None:
-    model = on_meta(arch, dtype=torch.bfloat16)
+def test_device_and_dtype(sampled: str) -> None:
+    model = on_meta(sampled, dtype=torch.bfloat16)
     assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.bfloat16}
     assert all(t.is_meta for t in model.state_dict().values())
 
 
 @pytest.mark.parametrize("option", [{"num_clases": 3}, {"drop_path": 0.1}, {"no_such_thing": 1}])
-def test_unknown_options_are_refused(arch: str, option: dict[str, Any]) -> None:
+def test_unknown_options_are_refused(sampled: str, option: dict[str, Any]) -> None:
     name = next(iter(option))
     with pytest.raises(vertebra.UnknownNameError, match=f"unknown option '{name}'"):
-        vertebra.create_model(arch, device="meta", **option)
+        vertebra.create_model(sampled, device="meta", **option)
 
 
-def test_pickles(arch: str) -> None:
-    model = on_meta(arch)
+def test_pickles(sampled: str) -> None:
+    model = on_meta(sampled)
     again = pickle.loads(pickle.dumps(model))  # noqa: S301 - our own bytes
     assert type(again) is type(model)
     assert list(again.state_dict()) == list(model.state_dict())
