@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from vertebra.data.boundary import refuse_large
 from vertebra.data.members import Member, list_folder, list_tar, list_zip
 from vertebra.data.tables import Label, check_names, read_table
 from vertebra.spec.errors import VertebraError, unknown_name
@@ -25,6 +26,9 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+
+_LONGEST = 2**16
+"""Bytes of a label in a shard."""
 
 
 class Sample(Protocol):
@@ -288,7 +292,7 @@ def _expand(source: str) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise VertebraError(f"no data at {path}; give a folder, .zip, .tar, .csv, .tsv, .parquet or hf:NAME")
-        if path.is_file() and path.suffix.lower() not in (".zip", ".tar", ".csv", ".tsv", ".parquet"):
+        if not path.is_dir() and path.suffix.lower() not in (".zip", ".tar", ".csv", ".tsv", ".parquet"):
             raise VertebraError(f"{path}: data is a folder, .zip, .tar, .csv, .tsv, .parquet or hf:NAME")
     return paths
 
@@ -366,7 +370,15 @@ def _from_shard(members: Iterable[Member], labels: Iterable[Member], split: str 
             raise VertebraError(
                 f"{plain[0].name} and {plain[1].name} share one label, and either could be its image; keep one"
             )
-        yield Row(plain[0], by_key[key].read().decode().strip(), split)
+        yield Row(plain[0], _label_in(by_key[key]), split)
+
+
+def _label_in(member: Member) -> str:
+    refuse_large(member.name, max(member.size, member.unpacked), _LONGEST)
+    try:
+        return member.read().decode().strip()
+    except UnicodeDecodeError as error:
+        raise VertebraError(f"{member.name}: a label is a class's name or number in UTF-8; this is neither") from error
 
 
 def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> _Listing:

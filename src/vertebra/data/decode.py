@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from vertebra.data.boundary import open_regular
 from vertebra.data.formats import FILE_FAULTS, PNG, misread, open_image, without_large_text
 from vertebra.spec.errors import VertebraError
 
@@ -157,18 +158,16 @@ def _file_stream(path: Path) -> BinaryIO:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise DecodeError(f"{path}: is a folder, not an image file")
-        if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
-            raise DecodeError(f"{path}: is not a regular file; read it yourself and give its bytes")
-        if status.st_size == 0:
+        if stat.S_ISREG(status.st_mode) and status.st_size == 0:
             raise DecodeError(f"{path}: is empty (0 bytes)")
-        return path.open("rb")
+        return io.BufferedReader(open_regular(path))
     except FileNotFoundError as error:
         raise DecodeError(f"{path}: no such file") from error
     except OSError as error:
         raise DecodeError(f"{path}: cannot be read: {error.strerror}") from error
+    except VertebraError as error:
+        raise DecodeError(str(error)) from error
     except ValueError as error:  # a NUL in the path
-        if isinstance(error, DecodeError):
-            raise
         raise DecodeError(f"{str(path)!r}: cannot be read: {error}") from error
 
 

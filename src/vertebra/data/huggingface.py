@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from vertebra.data.boundary import read_regular, refuse_large
 from vertebra.spec.errors import VertebraError
 
 _WEIGHED = 64
@@ -33,9 +33,12 @@ class HubSample:
         try:
             stored = self.table[self.index][self.column] or {}
             if stored.get("bytes") is not None:
+                refuse_large(self.name, len(stored["bytes"]))
                 return stored["bytes"]
             if stored.get("path") is not None:
-                return Path(stored["path"]).read_bytes()
+                return read_regular(stored["path"])
+        except VertebraError as error:
+            raise VertebraError(f"{self.name}: {error}") from error
         except OSError as error:
             raise VertebraError(f"{self.name}: cannot be read: {error.strerror or error}") from error
         raise VertebraError(f"{self.name}: cannot be read: there is no image in this row")

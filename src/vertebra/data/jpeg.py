@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from vertebra.data.boundary import open_regular, read_regular
 from vertebra.data.decode import FILE_FAULTS, pillow_silenced
 
 _START = b"\xff\xd8"
@@ -76,11 +77,9 @@ class Header(NamedTuple):
 def jpeg_content(path: Path) -> bytes | None:
     """The file's bytes, where it is a JPEG by its first two; None of any other, of which nothing more is read."""
     try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            start = file.read(2)
-            return start + file.read() if start == _START else None
+        with open_regular(path) as file:
+            start = file.read(len(_START))
+        return read_regular(path) if start == _START else None
     except (OSError, ValueError):
         return None  # `decode` says what is wrong
 

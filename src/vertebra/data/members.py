@@ -6,6 +6,7 @@ seeks and reads, so that no handle is shared and nothing has to be kept open.
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import struct
@@ -17,10 +18,14 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from vertebra.data.boundary import open_regular, read_regular, refuse_large
 from vertebra.spec.errors import VertebraError
+from vertebra.spec.photo import is_litter
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 """A zip member's own header; its name and extra field follow, and then the data."""
+_TAR_HEADER = 2**24
+"""Bytes of a tar member's header, long names included: more is no name."""
 
 _LINKS = 40
 """Links to links that are followed, as Linux does."""
@@ -39,7 +44,11 @@ class Member:
     offset: int | None = None
     """Tar: where the data begins. Zip: where the member's header begins."""
     packing: str = ""
-    """"" as it is, "zip" (stored in a zip), "deflate" (compressed in a zip)."""
+    """"" as it is, "zip" (stored in a zip), "deflate" (compressed in a zip), "sparse" (in a tar, with holes)."""
+    unpacked: int = 0
+    """Zip: bytes when unpacked."""
+    crc: int | None = None
+    """Zip: checksum of the unpacked bytes."""
 
     @property
     def name(self) -> str:
@@ -47,26 +56,48 @@ class Member:
         return self.container if self.offset is None else f"{self.container}!{self.inner}"
 
     def read(self) -> bytes:
-        """The file's bytes. Raises `VertebraError` where they cannot be had."""
+        """The file's bytes. Raises `VertebraError` where they cannot be had, are damaged, or are too many."""
+        if self.offset is None:
+            return read_regular(self.container, expected=self.size)
+        refuse_large(self.name, max(self.size, self.unpacked))
+        if self.packing == "sparse":
+            raise VertebraError(f"{self.name}: is stored with its holes left out; pack the tar anew without --sparse")
         try:
-            with FileIO(self.container) as file:  # no buffer: what is read is read once
-                if self.offset is None:
-                    content = file.read(self.size + 1)  # the end is met at once, without asking for size and place
-                    return content if len(content) == self.size else content + file.read()
-                file.seek(self.offset)
-                if self.packing:
-                    header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-                    file.seek(header[-2] + header[-1], os.SEEK_CUR)
-                content = file.read(self.size)
-            return zlib.decompress(content, -zlib.MAX_WBITS) if self.packing == "deflate" else content
+            with open_regular(self.container) as file:
+                content = self._packed(file, self.offset)
+            return self._unpack(content) if self.packing else content
         except OSError as error:
             raise VertebraError(f"{self.name}: cannot be read: {error.strerror or error}") from error
-        except (struct.error, zlib.error) as error:
+        except (struct.error, zlib.error, zipfile.BadZipFile) as error:
             raise VertebraError(f"{self.name}: the archive is damaged here: {error}") from error
+
+    def _packed(self, file: FileIO, offset: int) -> bytes:
+        file.seek(offset)
+        if self.packing:
+            header = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+            if header[0] != b"PK\3\4":
+                raise zipfile.BadZipFile("its header is not where the zip says")
+            file.seek(header[-2] + header[-1], os.SEEK_CUR)
+        content = file.read(self.size)
+        if len(content) < self.size:
+            raise zipfile.BadZipFile(f"it ends after {len(content):,} of {self.size:,} bytes")
+        return content
+
+    def _unpack(self, content: bytes) -> bytes:
+        """Never more than one byte beyond what the zip says: it may lie."""
+        if self.packing == "deflate":
+            inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+            content = inflater.decompress(content, self.unpacked + 1)
+        if len(content) != self.unpacked:
+            more = "more" if len(content) > self.unpacked else f"{len(content):,}"
+            raise zipfile.BadZipFile(f"it unpacks to {more}, not to the {self.unpacked:,} bytes that the zip says")
+        if zlib.crc32(content) != self.crc:
+            raise zipfile.BadZipFile("its bytes do not match their checksum (CRC)")
+        return content
 
 
 def list_folder(root: Path) -> Iterator[Member]:
-    """Every file below `root` in the order of their names; hidden ones and what a Mac leaves behind are passed over.
+    """Every file below `root` in the order of their names; what systems keep there is passed over (`is_litter`).
 
     Links are followed, but for one to a folder that it lies in. Raises `VertebraError` for an unreadable folder.
     """
@@ -80,7 +111,7 @@ def _below(folder: Path, inner: str, above: frozenset[str]) -> Iterator[Member]:
         return
     try:
         with os.scandir(folder) as entries:
-            found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            found = sorted((entry for entry in entries if not is_litter(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise VertebraError(
             f"{folder}: cannot be read: {error.strerror or error}; what is in it would be missing"
@@ -92,8 +123,7 @@ def _below(folder: Path, inner: str, above: frozenset[str]) -> Iterator[Member]:
         else:
             yield Member(str(folder / entry.name), inner + entry.name, _size(entry))
     for name in folders:
-        if not name.startswith("__MACOSX"):
-            yield from _below(folder / name, f"{inner}{name}/", above | {real})
+        yield from _below(folder / name, f"{inner}{name}/", above | {real})
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -112,22 +142,33 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 def list_zip(path: Path) -> Iterator[Member]:
-    """A zip's files in the order of their names. Raises `VertebraError` for a broken, encrypted or exotic one."""
+    """A zip's files in the order of their names; of several under one name, the last. Raises `VertebraError` for a
+    broken, encrypted or exotic one.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            found = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
-    except (zipfile.BadZipFile, OSError) as error:
+        with io.BufferedReader(open_regular(path)) as file, zipfile.ZipFile(file) as archive:
+            # Older tools for Windows part folders by backslashes.
+            infos = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error, OverflowError) as error:
+        if isinstance(error, VertebraError):
+            raise
         raise VertebraError(f"{path}: cannot be read as a zip: {error}") from error
-    for info in found:
-        if _hidden(info.filename):
+    for name, info in sorted(infos.items()):
+        if _hidden(name) or name.endswith("/"):
             continue
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise VertebraError(
-                f"{path}!{info.filename}: encrypted, or packed in a way other than 'stored' and 'deflate'; "
-                "pack the zip anew"
+                f"{path}!{name}: encrypted, or packed in a way other than 'stored' and 'deflate'; pack the zip anew"
             )
         packing = "zip" if info.compress_type == zipfile.ZIP_STORED else "deflate"
-        yield Member(str(path), info.filename, info.compress_size, info.header_offset, packing)
+        yield Member(str(path), name, info.compress_size, info.header_offset, packing, info.file_size, info.CRC)
+
+
+class _Headers(io.BufferedReader):
+    """Read by `tarfile`, which believes a header of any size."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(_TAR_HEADER if size is None or size < 0 else min(size, _TAR_HEADER))
 
 
 def list_tar(path: Path) -> Iterator[Member]:
@@ -135,17 +176,19 @@ def list_tar(path: Path) -> Iterator[Member]:
     where that is not in the archive. Raises `VertebraError` for a broken, compressed or cut one.
     """
     try:
-        with tarfile.open(path, "r:") as archive:
+        with _Headers(open_regular(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             files = {posixpath.normpath(info.name): info for info in archive if not info.isdir()}
             for name in files:
                 held = _followed(files, name)
-                if not _hidden(name) and (held.isfile() or held.islnk() or held.issym()):
-                    yield Member(str(path), name, held.size, held.offset_data)
-            end = archive.offset
-        with path.open("rb") as file:
-            file.seek(end)
+                if not _hidden(name):
+                    regular = held.isreg()
+                    packing = "sparse" if held.issparse() else ""
+                    yield Member(str(path), name, held.size if regular else 0, held.offset_data, packing)
+            file.seek(archive.offset)
             closed = file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, VertebraError):
+            raise
         raise VertebraError(
             f"{path}: cannot be read as a tar: {error}; a compressed one has to be unpacked first"
         ) from error
@@ -170,4 +213,4 @@ def _followed(files: Mapping[str, tarfile.TarInfo], name: str) -> tarfile.TarInf
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.removeprefix("./").split("/"))
+    return any(map(is_litter, name.removeprefix("./").split("/")))

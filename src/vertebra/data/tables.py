@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from vertebra.data.boundary import open_regular, read_regular, refuse_large
 from vertebra.spec.errors import VertebraError, did_you_mean
 
 _PATH = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
@@ -17,6 +18,8 @@ _LABEL = ("label", "class", "target", "category", "class_name", "label_name", "l
 _SPLIT = ("split", "subset", "set", "partition")
 _MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _SEPARATORS = ("|", ";", ",")
+_MOST, _LINES = 2**31, 2**25
+"""Bytes of a table, unpacked, and lines of a packed one."""
 
 Label = str | tuple[str, ...]
 """A class, or any number of them."""
@@ -119,7 +122,7 @@ def _column(names: Sequence[str], wanted: Sequence[str]) -> int | None:
 def _text(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
     """Its first line, and the others with their numbers."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _MOST).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise VertebraError(f"{path}: must be UTF-8 text; save the file as UTF-8") from error
     first = text.partition("\n")[0]
@@ -140,11 +143,18 @@ def _text(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
 def _parquet(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
     try:
         from pyarrow import ArrowInvalid
-        from pyarrow.parquet import read_table as read
+        from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise VertebraError(f"{path}: Parquet needs pyarrow: pip install pyarrow, or save the table as .csv") from error
     try:
-        table = read(path)
+        with open_regular(path) as opened, ParquetFile(opened) as file:
+            said = file.metadata
+            refuse_large(str(path), sum(said.row_group(i).total_byte_size for i in range(said.num_row_groups)), _MOST)
+            if said.num_rows > _LINES:
+                raise VertebraError(f"{path}: has {said.num_rows:,} lines, and at most {_LINES:,} are read")
+            table = file.read()
+    except VertebraError:
+        raise
     except (ArrowInvalid, OSError) as error:
         raise VertebraError(f"{path}: cannot be read as Parquet: {error}") from error
     columns = [column.to_pylist() for column in table.columns]
