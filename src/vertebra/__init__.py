@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vertebra.runtime.optimize import Optimized as Optimized
     from vertebra.runtime.optimize import optimize as optimize
     from vertebra.spec import UnknownNameError as UnknownNameError
+    from vertebra.spec import UnknownOptionError as UnknownOptionError
     from vertebra.spec import VertebraError as VertebraError
     from vertebra.spec import WeightsError as WeightsError
     from vertebra.spec import WeightsUnavailableError as WeightsUnavailableError
@@ -52,7 +53,13 @@ _HOMES = {
     "vertebra.models.aggregate": ("aggregate",),
     "vertebra.models.groups": ("freeze", "layer_groups"),
     "vertebra.runtime.optimize": ("Optimized", "optimize"),
-    "vertebra.spec": ("UnknownNameError", "VertebraError", "WeightsError", "WeightsUnavailableError"),
+    "vertebra.spec": (
+        "UnknownNameError",
+        "UnknownOptionError",
+        "VertebraError",
+        "WeightsError",
+        "WeightsUnavailableError",
+    ),
 }
 _OWNER = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = ("compat", "data", "engine", "export", "hub", "layers", "models", "runtime", "spec")
@@ -62,6 +69,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "UnknownNameError",
+    "UnknownOptionError",
     "VertebraError",
     "WeightsError",
     "WeightsUnavailableError",

@@ -6,6 +6,7 @@ import pytest
 import timm
 
 import vertebra
+from vertebra.hub import listing
 from vertebra.hub.registry import REGISTRY, Registry
 from vertebra.models import FAMILIES
 
@@ -57,16 +58,32 @@ def test_list_pretrained(pattern: str) -> None:
     assert common(vertebra.list_pretrained(pattern)) == common(timm.list_pretrained(pattern))
 
 
-@pytest.mark.parametrize("module", ["dla", "deit", "vision_transformer"])
-def test_list_models_of_a_module(module: str) -> None:
-    found = vertebra.list_models(module=module)
-    assert found
-    assert found == [name for name in timm.list_models(module=module) if name in OURS]
+MODULES = [
+    "",
+    None,
+    "dla",
+    "deit",
+    "vision_transformer",
+    ("dla", "dpn"),
+    ["dla", "unknown"],
+    "unknown",
+    "DLA",
+    "d*",
+    [],
+]
 
 
-def test_unknown_modules_are_refused() -> None:
-    with pytest.raises(vertebra.UnknownNameError, match="unknown module 'delt'; did you mean 'deit'"):
-        vertebra.list_models(module="delt")
+@pytest.mark.parametrize("module", MODULES, ids=str)
+@pytest.mark.parametrize("pattern", ["", None, "*34*"])
+def test_list_models_of_modules(module: Any, pattern: Any) -> None:
+    found = common(vertebra.list_models(pattern, module))
+    assert found == common(timm.list_models(pattern, module))
+    assert bool(found) or pattern == "*34*" or module in ("unknown", "DLA", "d*")
+
+
+def test_no_filter_can_be_none() -> None:
+    assert common(vertebra.list_models(exclude_filters=None)) == common(timm.list_models(exclude_filters=None))
+    assert common(vertebra.list_pretrained("dla*", None)) == common(timm.list_pretrained("dla*", None))
 
 
 def test_modules_are_the_families() -> None:
@@ -97,6 +114,41 @@ def test_pretrained_cfg_of_an_unknown_name() -> None:
     assert vertebra.get_pretrained_cfg("foo") is None
     with pytest.raises(vertebra.UnknownNameError, match="foo"):
         vertebra.get_pretrained_cfg("foo", allow_unregistered=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["dla34", "dla34.in1k", "dla34.", "dla34.a.b", "", "no_such", "hf-hub:timm/dla34.in1k"]
+)
+def test_names_are_taken_apart_as_the_reference_does(name: str) -> None:
+    theirs = timm.models
+    assert listing.get_arch_name(name) == theirs.get_arch_name(name)
+    assert listing.split_model_name_tag(name) == theirs.split_model_name_tag(name)
+    assert listing.split_model_name_tag(name, "none") == theirs.split_model_name_tag(name, "none")
+    for modules in ("dla", ["dpn", "dla"], "dpn", "unknown", ()):
+        assert listing.is_model_in_modules(name, modules) == theirs.is_model_in_modules(name, modules)
+    records = listing.get_arch_pretrained_cfgs(name)
+    expected = theirs.get_arch_pretrained_cfgs(name)
+    assert [(key, cfg.tag, cfg.hf_hub_id) for key, cfg in records.items()] == [
+        (key, cfg.tag, cfg.hf_hub_id) for key, cfg in expected.items()
+    ]
+
+
+def test_a_field_that_a_record_lacks_is_none_and_a_model_that_does_not_exist_raises() -> None:
+    assert vertebra.get_pretrained_cfg_value("dla34", "no_such") is timm.get_pretrained_cfg_value("dla34", "no_such")
+    for library in (timm, vertebra):
+        with pytest.raises(RuntimeError):
+            library.get_pretrained_cfg_value("no_such", "mean")
+
+
+@pytest.mark.parametrize("module", ["dla", "", None, "dpn", "no_such"])
+def test_entrypoint_of_a_module(module: str | None) -> None:
+    if module not in ("dpn", "no_such"):
+        assert vertebra.model_entrypoint("dla34", module).__name__ == timm.model_entrypoint("dla34", module).__name__
+        return
+    with pytest.raises(RuntimeError):
+        timm.model_entrypoint("dla34", module)
+    with pytest.raises(vertebra.UnknownNameError, match=f"no model 'dla34' in module '{module}'; it is one of 'dla'"):
+        vertebra.model_entrypoint("dla34", module_filter=module)
 
 
 def test_entrypoint() -> None:

@@ -1,6 +1,9 @@
 """Weights into models: what fits goes in bit for bit, what was asked to differ is adapted, all else raises by name."""
 
+import copy
 import hashlib
+import io
+import pickle
 import resource
 import stat
 from pathlib import Path
@@ -149,7 +152,7 @@ def test_another_number_of_classes_in_the_file_than_its_record_says(file: Path) 
     with pytest.raises(WeightsError, match=r"fc\.weight is \(10, 256, 1, 1\), needs \(1000, 256, 1, 1\)"):
         load(ARCH, file)
     with pytest.raises(WeightsError, match=r"fc\.weight is \(10, "):
-        vertebra.create_model(ARCH, checkpoint_path=file, num_classes=7)
+        vertebra.create_model(ARCH, checkpoint_path=file)
 
 
 # --- what was asked to differ -----------------------------------------------------------------------------------------
@@ -164,6 +167,24 @@ def test_new_classes_get_a_fresh_head(file: Path, state: State) -> None:
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items() if not k.startswith("fc."))
     assert model.pretrained_cfg["num_classes"] == 10, "the record is the checkpoint's"
     assert model.num_classes == 7
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_new_classes_for_a_file_of_ones_own(headless: bool, file: Path, state: State, tmp_path: Path) -> None:
+    trunk = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    if headless:
+        file = tmp_path / "trunk.safetensors"
+        save_file(trunk, file)
+    model = vertebra.create_model(ARCH, checkpoint_path=file, num_classes=7)
+    assert model.fc.weight.shape == (7, 256, 1, 1)
+    assert set(model.load_report.reinitialised) == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in trunk.items())
+
+
+def test_a_file_of_ones_own_keeps_its_head_for_as_many_classes(file: Path, state: State) -> None:
+    model = vertebra.create_model(ARCH, checkpoint_path=file, num_classes=10)
+    assert same(model.state_dict(), state)
+    assert model.load_report.reinitialised == []
 
 
 def test_no_classes_drop_the_head(file: Path, state: State) -> None:
@@ -334,3 +355,55 @@ def test_a_model_that_finds_no_room_leaves_the_file_that_was_there(file: Path, t
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert target.read_bytes() == b"what was there"
+
+
+# --- whether anybody filled it ----------------------------------------------------------------------------------------
+
+
+def test_a_model_knows_that_nobody_filled_it() -> None:
+    model = vertebra.create_model(ARCH)
+    assert not model.filled
+    model.eval()(torch.zeros(1, 3, 64, 64))
+    model.half().float().reset_classifier(3)
+    assert not model.filled
+    assert not vertebra.create_model(ARCH, features_only=True, dtype=torch.bfloat16).model.filled
+    resized = vertebra.create_model("deit_tiny_patch16_224", depth=1)
+    resized.set_input_size(64)
+    assert not resized.filled
+    empty = vertebra.create_model(ARCH, device="meta")
+    empty.materialize()
+    assert not empty.filled
+
+
+def _trained(model: Any, _: State) -> Any:
+    model.train()(torch.randn(2, 3, 64, 64)).sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    return model
+
+
+def _loaded(model: Any, state: State) -> Any:
+    model.load_state_dict(state)
+    return model
+
+
+def _assigned(model: Any, state: State) -> Any:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    model.load_state_dict(torch.load(buffer), assign=True)
+    return model
+
+
+def _unpickled(model: Any, state: State) -> Any:
+    return pickle.loads(pickle.dumps(_trained(model, state)))  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("fill", [_trained, _loaded, _assigned, _unpickled, lambda m, s: copy.deepcopy(_loaded(m, s))])
+def test_a_model_that_somebody_filled_says_so(fill: Any, state: State) -> None:
+    assert fill(vertebra.create_model(ARCH, num_classes=10), state).filled
+
+
+def test_a_checkpoint_fills_a_model_whatever_head_it_gets(file: Path) -> None:
+    for options in ({"num_classes": 10}, {"num_classes": 3}, {"num_classes": 0}, {"in_chans": 1}):
+        assert vertebra.create_model(ARCH, checkpoint_path=file, **options).filled
+    assert vertebra.load_model(ARCH, weights=file).filled

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors.torch import save_file
@@ -89,6 +90,12 @@ def test_folder(folder: Path, state: State) -> None:
     assert vertebra.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3).num_classes == 3
 
 
+def test_a_folder_named_without_a_word_on_its_weights_warns(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="starts with random weights; pretrained=True loads the folder's"):
+        assert not vertebra.create_model(f"local-dir:{folder}").filled
+    assert not vertebra.create_model(f"local-dir:{folder}", pretrained=False).filled  # warnings are errors here
+
+
 def test_flat_config_of_old(folder: Path, state: State) -> None:
     flat = {"architecture": ARCH, "num_classes": 10, "mean": [0.1, 0.2, 0.3], "input_size": [3, 96, 96]}
     (folder / "config.json").write_text(json.dumps(flat))
@@ -105,7 +112,9 @@ def test_config_with_model_args_pool_and_labels(folder: Path) -> None:
     assert model.feature_info[-1]["reduction"] == 8
     assert model.global_pool.pool_type == "max"
     assert list(model.pretrained_cfg["label_names"]) == labels
-    assert vertebra.create_model(f"local-dir:{folder}", global_pool="avg").global_pool.pool_type == "avg"
+    assert (
+        vertebra.create_model(f"local-dir:{folder}", pretrained=False, global_pool="avg").global_pool.pool_type == "avg"
+    )
 
 
 def test_config_of_a_saved_model_reads_back(tmp_path: Path) -> None:
@@ -347,3 +356,13 @@ def test_the_network_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(tried) == 1
     there[0], now[0] = True, now[0] + 60
     assert fetch.reachable(url)
+
+
+def test_an_unknown_option_is_a_type_error_as_pythons_own_is() -> None:
+    for create in (vertebra.create_model, timm.create_model):
+        with pytest.raises(TypeError):
+            create("dla34", num_clases=3)
+    with pytest.raises(vertebra.UnknownOptionError, match="did you mean 'num_classes'"):
+        vertebra.create_model("dla34", num_clases=3)
+    with pytest.raises(TypeError, match="did you mean 'crop_pct'"):
+        vertebra.create_model("dla34", pretrained_cfg_overlay={"crop_pc": 1.0})

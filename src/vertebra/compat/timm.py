@@ -42,6 +42,16 @@ _REGISTRY = _names(
     "model_entrypoint",
 )
 _HUB = _REGISTRY | _names("vertebra", "create_model", "get_pretrained_cfg")
+_NAMES = {
+    **_names(
+        "vertebra.hub.listing",
+        "get_arch_name",
+        "get_arch_pretrained_cfgs",
+        "is_model_in_modules",
+        "split_model_name_tag",
+    ),
+    **_names("vertebra.compat.names", "parse_model_name", "safe_model_name"),
+}
 _CONSTANTS = _names(
     "vertebra.data",
     "DEFAULT_CROP_MODE",
@@ -92,7 +102,7 @@ VIEWS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "timm.layers": _LAYERS,
         "timm.layers.activations": {"Swish": "torch.nn:SiLU"},
         "timm.layers.helpers": _HELPERS,
-        "timm.models": _HUB,
+        "timm.models": _HUB | _NAMES,
         "timm.models.efficientnet": {},
         "timm.models.layers": _OLD_LAYERS,
         "timm.models.registry": _REGISTRY,

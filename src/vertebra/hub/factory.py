@@ -1,6 +1,7 @@
 """`create_model`: a name, a few options -> a model with its weights."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ _FEATURE_OPTIONS = ("output_fmt", "norm")
 
 def create_model(
     model_name: str,
-    pretrained: bool = False,
+    pretrained: bool | None = None,
     pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     checkpoint_path: str | Path | None = None,
@@ -53,7 +54,8 @@ def create_model(
     """A model by name; a `Backbone`, or a `FeatureExtractor` with `features_only=True`.
 
     `model_name`: `arch`, `arch.tag`, `hf-hub:owner/name[@revision]`, `owner/name` or `local-dir:PATH`.
-    `pretrained` loads the checkpoint that the name means; `checkpoint_path` a local one (no `pretrained` needed).
+    `pretrained` loads the checkpoint that the name means; None is False, with a warning where the name is a folder of
+    weights. `checkpoint_path` loads a local file (no `pretrained` needed), with a fresh head for another `num_classes`.
     `pretrained_cfg` replaces the checkpoint's record (a tag, or a dict), `pretrained_cfg_overlay` some fields of it:
     `file=` for local weights, `num_classes=`, `mean=` ...
     `options` are the fields of the architecture's config: `num_classes`, `in_chans`, `global_pool`, `drop_rate`,
@@ -83,9 +85,17 @@ def create_model(
     state, origin = None, ""
     if checkpoint_path is not None and str(checkpoint_path):
         state, origin = read_file(checkpoint_path)[0], str(checkpoint_path)
-        found = replace(found, cfg=replace(found.cfg, num_classes=config.num_classes or found.cfg.num_classes))
+        classes = config.num_classes or found.cfg.num_classes
+        if options.get("num_classes"):
+            classes = _count_classes(state, found.arch) or 0
+        found = replace(found, cfg=replace(found.cfg, num_classes=classes))
     elif pretrained:
         state, origin = pretrained_state(found, cache_dir)
+    elif pretrained is None and model_name.startswith(FOLDER_SCHEME):
+        warnings.warn(
+            f"{model_name!r} starts with random weights; pretrained=True loads the folder's (False: no warning)",
+            stacklevel=2,
+        )
     model = build(found.arch, config, found.cfg, state, origin=origin, device=device, dtype=dtype)
     if not features_only:
         return model

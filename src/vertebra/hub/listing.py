@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import partial, update_wrapper
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 from vertebra.hub.factory import create_model
 from vertebra.hub.pretrained import PretrainedCfg, from_row
 from vertebra.hub.registry import REGISTRY
-from vertebra.spec import UnknownNameError, unknown_name
+from vertebra.spec import UnknownNameError
 
-Patterns = str | Iterable[str]
+Patterns = str | Iterable[str] | None
 
 MODULE_ALIASES = {"vision_transformer": "vit"}
 """Names that code in this field knows families by -> ours."""
@@ -24,7 +23,7 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def _patterns(given: Patterns) -> list[str]:
-    return [p for p in ([given] if isinstance(given, str) else list(given)) if p]
+    return [p for p in ([given] if isinstance(given, str) else list(given or ())) if p]
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -32,13 +31,8 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return any(fnmatchcase(name, p) or fnmatchcase(arch, p) for p in patterns)
 
 
-def _families(modules: Patterns) -> list[str]:
-    known = list_modules()
-    names = [MODULE_ALIASES.get(name, name) for name in _patterns(modules)]
-    for name in names:
-        if name not in known:
-            raise unknown_name("module", name, known)
-    return names
+def _families(modules: Patterns) -> set[str]:
+    return {MODULE_ALIASES.get(name, name) for name in _patterns(modules)}
 
 
 def list_models(
@@ -51,8 +45,8 @@ def list_models(
 ) -> list[str]:
     """Architectures whose name matches any of the `filter` wildcards and none of `exclude_filters`, in natural order.
 
-    `module` names families; `pretrained` keeps those with a checkpoint; with `include_tags` (default: as `pretrained`)
-    each checkpoint stands by its own `arch.tag` name.
+    `module` names families (one that does not exist has no models); `pretrained` keeps those with a checkpoint; with
+    `include_tags` (default: as `pretrained`) each checkpoint stands by its own `arch.tag` name.
     """
     tags = pretrained if include_tags is None else include_tags
     families, wanted, excluded = _families(module), _patterns(filter), _patterns(exclude_filters)
@@ -79,7 +73,33 @@ def list_modules() -> list[str]:
 
 def is_model(model_name: str) -> bool:
     """Whether an architecture of that name (a tag behind it is ignored) exists."""
-    return model_name.partition(".")[0] in REGISTRY
+    return get_arch_name(model_name) in REGISTRY
+
+
+def split_model_name_tag(model_name: str, no_tag: str = "") -> tuple[str, str]:
+    """`arch.tag` -> (arch, tag), whether or not they exist; `no_tag` where none is named."""
+    arch, dot, tag = model_name.partition(".")
+    return arch, tag if dot else no_tag
+
+
+def get_arch_name(model_name: str) -> str:
+    """The architecture's part of `arch.tag`."""
+    return split_model_name_tag(model_name)[0]
+
+
+def is_model_in_modules(model_name: str, module_names: Patterns) -> bool:
+    """Whether the architecture belongs to one of these families."""
+    arch = get_arch_name(model_name)
+    return arch in REGISTRY and REGISTRY.family(arch).name in _families(module_names)
+
+
+def get_arch_pretrained_cfgs(model_name: str) -> dict[str, PretrainedCfg]:
+    """`arch.tag` -> record of each checkpoint of an architecture; none for an unknown one."""
+    arch = get_arch_name(model_name)
+    if arch not in REGISTRY:
+        return {}
+    config = REGISTRY.variant(arch).config
+    return {name: from_row(name, row, config) for name, row in REGISTRY.weights(arch).items()}
 
 
 def is_model_pretrained(model_name: str) -> bool:
@@ -103,17 +123,19 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Pret
 
 
 def get_pretrained_cfg_value(model_name: str, cfg_key: str) -> Any:
-    """One field of that record. Raises `UnknownNameError` for a model or a field that does not exist."""
-    record = get_pretrained_cfg(model_name, allow_unregistered=False)
-    names = [field.name for field in fields(PretrainedCfg)]
-    if cfg_key not in names:
-        raise unknown_name("field", cfg_key, names, where="a pretrained_cfg")
-    return getattr(record, cfg_key)
+    """One field of that record; None where it has no such field. An unknown model raises `UnknownNameError`."""
+    return getattr(get_pretrained_cfg(model_name, allow_unregistered=False), cfg_key, None)
 
 
-def model_entrypoint(model_name: str) -> Callable[..., Any]:
-    """A callable that creates the model: `model_entrypoint('dla34')(pretrained=True, num_classes=10)`."""
+def model_entrypoint(model_name: str, module_filter: str | None = None) -> Callable[..., Any]:
+    """A callable that creates the model: `model_entrypoint('dla34')(pretrained=True, num_classes=10)`.
+
+    `module_filter` names the family that it must belong to; else `UnknownNameError` says where it does.
+    """
     arch, _ = REGISTRY.split(model_name)
+    if module_filter and not is_model_in_modules(arch, module_filter):
+        home = REGISTRY.family(arch).name
+        raise UnknownNameError(f"no model {arch!r} in module {module_filter!r}; it is one of {home!r}")
     entry = partial(create_model, model_name)
     update_wrapper(entry, create_model)
     entry.__name__ = arch  # pyright: ignore[reportAttributeAccessIssue]

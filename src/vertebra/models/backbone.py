@@ -7,9 +7,10 @@ b batch, c channels, h w height and width in pixels, n tokens, d embedding, k cl
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, TypedDict, cast
 
 import torch
@@ -70,6 +71,8 @@ class Backbone(nn.Module, ABC):
     config: ModelConfig
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]
+    _drawn: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    """What `_writes` was once all weights had been drawn; empty where they were not."""
     load_report: Any
     """What loading changed (`hub.fit.LoadReport`)."""
     feature_info: list[FeatureStage]
@@ -278,6 +281,8 @@ class Backbone(nn.Module, ABC):
                 state[key].copy_(tensor)
             prefix = f"{name}." if name else ""
             filled += [prefix + key for key in own if key not in kept]
+        if len(filled) == len(self.state_dict()):
+            self._drawn = self._writes()
         return filled
 
     def init_weights(self) -> None:
@@ -285,6 +290,26 @@ class Backbone(nn.Module, ABC):
         with torch.no_grad():
             for name, module in self.named_modules():
                 self.init_module(module, name)
+        self._drawn = self._writes()
+
+    @property
+    def filled(self) -> bool:
+        """False while the trunk's weights are the random ones it was built with: nobody loaded or trained any."""
+        now = self._writes()
+        return not self._drawn or any(now.get(name, mark) != mark for name, mark in self._drawn.items())
+
+    def _writes(self) -> dict[str, tuple[int, int]]:
+        """Which tensors the trunk's kernels are, and how often each was written in place, as torch counts.
+
+        Optimisers and `load_state_dict` write, loading with `assign=True` puts others there, as copying and unpickling
+        do. Only what no method of ours replaces: not the head, nor the position embedding.
+        """
+        replaced = (*self.config.classifiers, "attn_pool", "pos_embed")
+        return {
+            name: (id(parameter), parameter._version)
+            for name, parameter in self.named_parameters()
+            if parameter.ndim > 1 and not parameter.is_inference() and not name.startswith(replaced)
+        }
 
 
 def reset_if_able(module: nn.Module) -> None:

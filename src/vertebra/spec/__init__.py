@@ -2,6 +2,7 @@
 
 from vertebra.spec.errors import (
     UnknownNameError,
+    UnknownOptionError,
     VertebraError,
     WeightsError,
     WeightsUnavailableError,
@@ -43,6 +44,7 @@ __all__ = [
     "State",
     "TrainedWith",
     "UnknownNameError",
+    "UnknownOptionError",
     "Variant",
     "VertebraError",
     "Weights",

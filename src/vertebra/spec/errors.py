@@ -12,6 +12,10 @@ class UnknownNameError(VertebraError, RuntimeError):
     """A model, tag, option or layer name that does not exist. Code of this field expects a RuntimeError for these."""
 
 
+class UnknownOptionError(UnknownNameError, TypeError):
+    """An option that does not exist; a TypeError, too, as Python's own error for an unexpected keyword is."""
+
+
 class WeightsError(VertebraError, RuntimeError):
     """A checkpoint that cannot be read, or does not fit the model it was meant for; as torch's, a RuntimeError."""
 
@@ -42,7 +46,8 @@ def _likeness(name: str, other: str) -> tuple[float, int]:
 
 def unknown_name(what: str, name: str, allowed: Iterable[str], *, where: str = "") -> UnknownNameError:
     """The error for a name nobody declared: it names the closest one, or lists them all."""
+    kind = UnknownOptionError if what == "option" else UnknownNameError
     names = list(allowed)
     listed = ", ".join(each or repr(each) for each in names)
     place = f" for {where}" if where else ""
-    return UnknownNameError(f"unknown {what} {name!r}{place}{did_you_mean(name, names) or f'; allowed: {listed}'}")
+    return kind(f"unknown {what} {name!r}{place}{did_you_mean(name, names) or f'; allowed: {listed}'}")
