@@ -146,7 +146,7 @@ def test_folder_file_names(name: str, folder: Path, state: State) -> None:
         ("{}", "names no 'architecture'"),
         ('{"architecture": "dla43"}', "unknown model 'dla43'"),
         ('{"architecture": "dla46_c", "pretrained_cfg": {"meen": [1]}}', "did you mean 'mean'"),
-        ('{"architecture": "dla46_c", "pretrained_cfg": [1]}', "'pretrained_cfg' is a list"),
+        ('{"architecture": "dla46_c", "pretrained_cfg": [1]}', r"pretrained_cfg is \[1\]; it must be an object"),
         ('{"architecture": "dla46_c", "model_args": {"num_clases": 3}}', "did you mean 'num_classes'"),
         ('{"architecture": "dla46_c", "num_classes": 11}', r"fc\.weight is \(10"),
     ],

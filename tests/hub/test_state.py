@@ -29,6 +29,11 @@ WRAPPED: list[tuple[Any, str]] = [
     ({"state_dict": {"_orig_mod.fc.weight": WEIGHT}}, "state_dict"),
     ({"module._orig_mod.fc.weight": WEIGHT}, ""),
     ({"model": {"state_dict": {"fc.weight": WEIGHT}}}, "model.state_dict"),
+    ({"model_state_dict": {"fc.weight": WEIGHT}, "optimizer_state_dict": {"state": {}}}, "model_state_dict"),
+    ({"n_averaged": torch.tensor(3), "module.fc.weight": WEIGHT}, ""),
+    ({"fc._orig_mod.weight": WEIGHT}, ""),
+    ({"state_dict": {"model._orig_mod.fc.weight": WEIGHT}, "pytorch-lightning_version": "2.5"}, "state_dict"),
+    ({"net.fc.weight": WEIGHT}, ""),
     ({"model": {"fc.weight": OTHER}, "model_ema": {"fc.weight": WEIGHT}, "optimizer": {"state": {}}}, "model_ema"),
     ({"state_dict": {"fc.weight": OTHER}, "state_dict_ema": {"module.fc.weight": WEIGHT}}, "state_dict_ema"),
 ]

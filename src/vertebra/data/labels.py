@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from vertebra.spec.errors import VertebraError
+from vertebra.spec.record import parse_json
 
 _IMAGENET1K = Path(__file__).parent / "imagenet1k_classes.txt"
 """A file of our own, which a test compares: importing torchvision for its list takes a second."""
@@ -87,10 +87,7 @@ def _from_text(text: str, _file: Path) -> tuple[str, ...]:
 
 
 def _from_json(text: str, file: Path) -> tuple[str, ...]:
-    try:
-        content: object = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise VertebraError(f"{file}: is not JSON: {error}") from error
+    content: object = parse_json(text, str(file))
     if isinstance(content, dict):
         return _from_pairs(cast("dict[object, object]", content), str(file))
     if isinstance(content, list) and all(isinstance(name, str) for name in cast("list[object]", content)):
@@ -106,7 +103,10 @@ def _from_pairs(pairs: Mapping[object, object], where: str) -> tuple[str, ...]:
 
 
 def _from_csv(text: str, file: Path) -> tuple[str, ...]:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(row)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(row)]
+    except csv.Error as error:  # a cell of more than 128 kB
+        raise VertebraError(f"{file}: is no table of classes: {error}") from error
     index, name = 0, 1
     if rows and not rows[0][0].isdigit():
         header = [cell.lower() for cell in rows.pop(0)]

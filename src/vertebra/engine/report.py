@@ -7,7 +7,6 @@ and a report that cannot be written costs one line, never the run.
 from __future__ import annotations
 
 import io
-import json
 import platform
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,12 +29,12 @@ from vertebra.engine.settings import as_yaml, config_hash
 from vertebra.engine.setup import Run
 from vertebra.engine.state import State
 from vertebra.runtime.machine import versions
-from vertebra.spec import VertebraError
+from vertebra.spec import VertebraError, parse_object
 
 MISTAKES, SAMPLES = 24, 16
 SIDE = 128
 """Of the pictures, in pixels: 4 to 6 kB each."""
-_FAULTS = (VertebraError, OSError, RuntimeError, ValueError, LookupError, TypeError, MemoryError)
+_FAULTS = (VertebraError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, MemoryError)
 """What a full disk, a damaged validation.json or a photo that has gone may raise."""
 
 
@@ -78,7 +77,8 @@ class Reporter:
     def _page(self, state: State, status: str) -> Page:
         run = self.run
         best = outdir.best(state.metrics)
-        record: dict[str, Any] = json.loads((self.out / outdir.VALIDATION).read_text()) if best else {}
+        validation = self.out / outdir.VALIDATION
+        record = parse_object(validation.read_bytes(), str(validation)) if best else {}
         epochs = f"epoch {len(state.metrics)} of {run.config.epochs}"
         return Page(
             title=f"{run.config.model.name} on {Path(run.config.data.source).name or run.config.data.source}",

@@ -5,7 +5,6 @@ b batch, k classes.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,10 +28,11 @@ from vertebra.engine.predict import Classifier
 from vertebra.engine.reading import Transform
 from vertebra.engine.settings import with_file
 from vertebra.engine.setup import readable
-from vertebra.hub.pretrained import METADATA_KEY
-from vertebra.hub.state import read_header
+from vertebra.hub.pretrained import own_record
 from vertebra.runtime.optimize import optimize as make_fast
-from vertebra.spec import VertebraError, did_you_mean
+from vertebra.spec import VertebraError, did_you_mean, value_as
+
+_PARTS = dict[str, dict[str, int | str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,13 @@ def trained(model: str | Path) -> Trained | None:
     folder = Path(model).expanduser()
     if not ((folder / CONFIG).is_file() and (folder / MODEL).is_file()):
         return None
-    record = json.loads(read_header(folder / MODEL).get("__metadata__", {}).get(METADATA_KEY, "{}"))
-    return Trained(with_file(RunConfig(), folder / CONFIG), record.get("training", {}).get("data", {}))
+    record = own_record(folder / MODEL)
+    told = record.get("training")
+    parts = cast("Mapping[str, Any]", told).get("data") if isinstance(told, Mapping) else None
+    where = f"{folder / MODEL}: training"
+    return Trained(
+        with_file(RunConfig(), folder / CONFIG), value_as(_PARTS, {} if parts is None else parts, "data", where)
+    )
 
 
 def validation_split(
@@ -143,7 +148,7 @@ def _listed(source: str | Path, separator: str | None, run: Trained | None) -> D
 def _shared_out(listed: Dataset, run: Trained) -> Dataset | None:
     """As the run shared it out; None where these are other images, or DATA itself says which are for validation."""
     old = [run.parts.get(name, {}) for name in ("train", "val")]
-    count = sum(part.get("images", 0) for part in old)
+    count = sum(images for part in old if isinstance(images := part.get("images"), int))
     if "val" in listed.parts or "train" not in listed.parts or len(listed.part("train")) != count:
         return None
     c = run.config

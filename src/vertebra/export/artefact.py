@@ -3,8 +3,8 @@
 b batch, c channels, h w height and width in pixels, k classes.
 """
 
-import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vertebra.export.record import Record
 from vertebra.runtime.sessions import Requests, onnx_session
 from vertebra.runtime.unreported import openvino_core
-from vertebra.spec import VertebraError
+from vertebra.spec import VertebraError, parse_object, value_as
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -161,13 +161,20 @@ def _open_openvino(path: Path) -> tuple[Record, Run]:
         reason = str(error).strip().splitlines()[-1]
         raise VertebraError(f"{path} cannot be read: {reason}") from error
     paths = {name: name.split(".") for name in Record.entries()}
-    entries = {name: model.get_rt_info(p).astype(str) for name, p in paths.items() if model.has_rt_info(p)}
+    entries = {name: _text(model, p, path) for name, p in paths.items() if model.has_rt_info(p)}
     record = Record.from_strings(entries, where=str(path))
     native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     # Named, because OpenVINO itself takes bf16 wherever the processor has it, for f32 files too.
     precision = "bf16" if record.dtype == "bf16" and native else "f32"
     compiled: Any = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     return record, Requests(compiled)
+
+
+def _text(model: Any, entry: list[str], path: Path) -> str:
+    try:
+        return model.get_rt_info(entry).astype(str)
+    except (RuntimeError, TypeError) as error:  # a node with nodes below it
+        raise VertebraError(f"{path}: its record's {'.'.join(entry)} is no text; export it anew") from error
 
 
 def _open_pt2(path: Path) -> tuple[Record, Run]:
@@ -177,10 +184,12 @@ def _open_pt2(path: Path) -> tuple[Record, Run]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             found = next((n for n in names if n.endswith(f"/extra/{RECORD_FILE}")), None)
-            entries: dict[str, str] = json.loads(archive.read(found)) if found else {}
-    except zipfile.BadZipFile as error:
+            text = archive.read(found) if found else b"{}"
+    # What a damaged member raises depends on where it is damaged; encrypted ones are a RuntimeError.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise VertebraError(f"{path} cannot be read: it is no archive, or not a whole one") from error
-    record = Record.from_strings(entries, where=str(path))
+    entries = parse_object(text, f"{path}: its record")
+    record = Record.from_strings(value_as(dict[str, str], entries, RECORD_FILE, str(path)), where=str(path))
     if record.format == "aoti":
         from torch._inductor import aoti_load_package
 

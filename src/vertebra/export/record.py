@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypedDict, get_type_hints
 
-from vertebra.spec import VertebraError
+from vertebra.spec import VertebraError, as_declared, check_range, parse_json, value_as
 
 PREFIX = "vertebra."
+LARGEST = 1 << 16
+"""Of batches, and of multiples in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,4 +56,43 @@ class Record:
                 f"{where} holds no record of vertebra's ({missing[0]} is missing), so its preprocessing and"
                 " labels are unknown; write it with `vertebra export`"
             )
-        return cls(**{name.removeprefix(PREFIX): json.loads(entries[name]) for name in cls.entries()})
+        values = {
+            name.removeprefix(PREFIX): parse_json(entries[name], f"{where}: its record's {name}")
+            for name in cls.entries()
+        }
+        found = cls(**as_declared(values, get_type_hints(cls), f"{where}: its record"))
+        for part, kinds, given in (("model", _Model, found.model), ("preprocess", _Preprocess, found.preprocess)):
+            _check_part(get_type_hints(kinds), given, f"{where}: its record's {part}")
+        for name, number in (("batch", found.batch), ("size_multiple", found.size_multiple)):
+            if number is not None and not 1 <= number <= LARGEST:
+                raise VertebraError(f"{where}: its record's {name} is no number that can be; export it anew")
+        classes = found.model["num_classes"]
+        if found.labels is not None and len(found.labels) != classes:
+            raise VertebraError(f"{where}: its record names {len(found.labels)} of {classes} classes; export it anew")
+        return found
+
+
+class _Model(TypedDict):
+    """What is read of `Record.model`."""
+
+    architecture: str
+    num_classes: int
+    pretrained_cfg: dict[str, Any]
+    multi_label: bool | None
+
+
+class _Preprocess(TypedDict):
+    """What is read of `Record.preprocess`."""
+
+    input_size: tuple[int, int, int]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def _check_part(kinds: dict[str, Any], given: dict[str, Any], where: str) -> None:
+    """Raise `VertebraError` where one of them lacks, is of another type, or cannot be."""
+    for name, kind in kinds.items():
+        check_range(name, value_as(kind, given.get(name), name, where), where)

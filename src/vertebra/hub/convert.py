@@ -1,6 +1,5 @@
 """A foreign checkpoint -> one safetensors file of ours that carries its whole record, checked by running it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from vertebra.hub.factory import describe, load_model
 from vertebra.hub.fetch import sha256
 from vertebra.hub.fit import LoadReport
-from vertebra.hub.pretrained import METADATA_KEY
+from vertebra.hub.pretrained import record_in
 from vertebra.hub.save import halved, save_model
 from vertebra.hub.state import read_file
 from vertebra.models.backbone import Backbone
@@ -46,7 +45,7 @@ def convert(checkpoint: str | Path, model_name: str | None, out: str | Path, *, 
     if half:
         _round(model)
     digest = sha256(checkpoint)
-    record = {k: v for k, v in json.loads(metadata.get(METADATA_KEY, "{}")).items() if k not in describe(model)}
+    record = {k: v for k, v in record_in(metadata, checkpoint).items() if k not in describe(model)}
     source = {"file": checkpoint.name, "sha256": digest}
     temporary = out.with_name(f".{out.stem}.unverified.safetensors")
     try:

@@ -1,6 +1,5 @@
 """`create_model`: a name, a few options -> a model with its weights."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -13,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from vertebra.hub.fetch import hub_weights, url_file
 from vertebra.hub.fit import LoadReport, load_state
-from vertebra.hub.pretrained import METADATA_KEY, PretrainedCfg, from_row, overlay
+from vertebra.hub.pretrained import METADATA_KEY, PretrainedCfg, from_row, overlay, record_in
 from vertebra.hub.registry import REGISTRY
 from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, from_config, resolve
 from vertebra.hub.state import read_file, unwrap
@@ -21,6 +20,7 @@ from vertebra.models.backbone import Backbone, Indices
 from vertebra.models.features import FeatureExtractor
 from vertebra.models.vit import VitConfig
 from vertebra.spec import (
+    Family,
     ModelConfig,
     State,
     Variant,
@@ -32,6 +32,7 @@ from vertebra.spec import (
 )
 
 _FEATURE_OPTIONS = ("output_fmt", "norm")
+_IMPOSSIBLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def create_model(
@@ -196,7 +197,7 @@ def build(
     """A model on `meta`, filled from `state` where there is one; only what is then still empty is initialised."""
     family = REGISTRY.family(arch)
     with torch.device("meta"), _Uninitialised():
-        model: Backbone = family.build(config)
+        model = _built(arch, family, config)
     report = LoadReport()
     if state is not None:
         new_head = config.num_classes > 0 and cfg.num_classes != config.num_classes
@@ -212,6 +213,16 @@ def build(
     model.pretrained_cfg = model.default_cfg = record
     model.load_report = report
     return model
+
+
+def _built(arch: str, family: Family, config: ModelConfig) -> Backbone:
+    try:
+        return family.build(config)
+    except VertebraError:
+        raise
+    except _IMPOSSIBLE as error:  # numbers that no layer can have, or that do not go together
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{arch} cannot be built with these options or model_args: {reason}") from error
 
 
 def load_model(
@@ -246,10 +257,10 @@ def _from_file(found: Resolved | None, path: Path, given: Mapping[str, Any]) -> 
     state, metadata = read_file(path)
     if found is not None and METADATA_KEY in metadata:
         # The name says what it is, but not what a file of ours calls its own classes.
-        own = from_config(json.loads(metadata[METADATA_KEY]), where=str(path)).cfg.label_names
+        own = from_config(record_in(metadata, path), where=str(path)).cfg.label_names
         found = replace(found, cfg=replace(found.cfg, label_names=own or found.cfg.label_names))
     if found is None and METADATA_KEY in metadata:
-        found = from_config(json.loads(metadata[METADATA_KEY]), where=str(path))
+        found = from_config(record_in(metadata, path), where=str(path))
     if found is None:
         if path.stem.partition(".")[0] not in REGISTRY:
             raise WeightsError(

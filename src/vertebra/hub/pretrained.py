@@ -1,13 +1,22 @@
 """A checkpoint's record as the dict that code in this field reads (`model.pretrained_cfg`)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from vertebra.hub.state import read_header
-from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Weights, unknown_name
+from vertebra.hub.state import read_metadata
+from vertebra.spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ModelConfig,
+    Weights,
+    WeightsError,
+    as_declared,
+    check_range,
+    parse_object,
+    unknown_name,
+)
 
 METADATA_KEY = "vertebra"
 """Where a safetensors file of ours carries its record: the JSON that a folder's config.json would hold."""
@@ -30,7 +39,7 @@ class PretrainedCfg:
     source: str | None = None
     architecture: str | None = None
     tag: str | None = None
-    custom_load: bool = False
+    custom_load: bool | str = False
     input_size: Size = (3, 224, 224)
     test_input_size: Size | None = None
     min_input_size: Size | None = None
@@ -50,7 +59,7 @@ class PretrainedCfg:
     record, beside `num_classes`, because others' code refuses a field that it does not know."""
     pool_size: tuple[int, int] | None = None
     test_pool_size: tuple[int, int] | None = None
-    first_conv: str | None = None
+    first_conv: str | tuple[str, ...] | None = None
     classifier: str | tuple[str, ...] | None = None
     license: str | None = None
     description: str | None = None
@@ -86,8 +95,7 @@ def from_row(name: str, row: Weights | None, config: ModelConfig) -> PretrainedC
         return common
     if row.file is not None:
         path = WEIGHTS / row.file
-        record = json.loads(read_header(path)["__metadata__"][METADATA_KEY])
-        common = replace(common, file=str(path), label_names=tuple(record["label_names"]))
+        common = replace(common, file=str(path), label_names=tuple(own_record(path)["label_names"]))
     p = row.preprocess
     return replace(
         common,
@@ -112,9 +120,26 @@ def from_row(name: str, row: Weights | None, config: ModelConfig) -> PretrainedC
 
 
 def overlay(cfg: PretrainedCfg, changes: Mapping[str, Any], *, where: str) -> PretrainedCfg:
-    """`cfg` with some fields replaced; lists (as JSON holds them) become tuples; an unknown field is an error."""
-    names = {f.name for f in fields(PretrainedCfg)}
+    """`cfg` with some fields replaced; lists (as JSON holds them) become tuples. Raises `UnknownNameError` for an
+    unknown field, `WeightsError` for a value that a field cannot have.
+    """
+    kinds = get_type_hints(PretrainedCfg)
     for key in changes:
-        if key not in names:
-            raise unknown_name("option", key, sorted(names), where=where)
-    return replace(cfg, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})
+        if key not in kinds:
+            raise unknown_name("option", key, sorted(kinds), where=where)
+    new = replace(cfg, **as_declared(changes, kinds, where, WeightsError))
+    for name in changes:
+        check_range(name, getattr(new, name), where, WeightsError)
+    if new.num_classes is not None and new.num_classes < 0:
+        raise WeightsError(f"{where}: num_classes is {new.num_classes}; it must be 0 (no classifier) or more")
+    return new
+
+
+def own_record(path: Path) -> dict[str, Any]:
+    """What a safetensors file of ours says of itself; {} of another's."""
+    return record_in(read_metadata(path), path)
+
+
+def record_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The same, of its metadata. Raises `WeightsError`."""
+    return parse_object(metadata.get(METADATA_KEY, "{}"), f"{path}: its record", WeightsError)

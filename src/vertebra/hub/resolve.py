@@ -1,15 +1,15 @@
 """What a model's name means: a registered row, a hub repository, a folder. Nothing is downloaded but a config.json."""
 
-import json
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 from vertebra.hub.fetch import folder_weights, hub_file
 from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay
 from vertebra.hub.registry import REGISTRY
-from vertebra.spec import WeightsError
+from vertebra.spec import WeightsError, as_declared, parse_object
 
 HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 FOLDER_SCHEME = "local-dir:"
@@ -68,12 +68,24 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"{path.parent} holds no config.json, so its architecture is unknown")
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} holds a {type(config).__name__}, not an object")
-    return config
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    return parse_object(content.removeprefix(codecs.BOM_UTF8), str(path), WeightsError)
+
+
+class _ConfigJson(TypedDict):
+    """What is read of a config.json; whatever else it holds is others' affair."""
+
+    architecture: str | None
+    num_classes: int | None
+    num_features: int | None
+    pretrained_cfg: dict[str, Any] | None
+    model_args: dict[str, Any] | None
+    global_pool: str | None
+    label_names: list[str] | dict[str, str] | None
+    label_descriptions: dict[str, str] | None
+    multi_label: bool | None
 
 
 def from_config(config: Mapping[str, Any], *, where: str) -> Resolved:
@@ -81,22 +93,20 @@ def from_config(config: Mapping[str, Any], *, where: str) -> Resolved:
 
     Old ones are flat: the fields of `pretrained_cfg` stand beside `architecture`.
     """
+    config = as_declared(config, get_type_hints(_ConfigJson), where, WeightsError)
     flat = {f.name: config[f.name] for f in fields(PretrainedCfg) if f.name in config}
-    named: Any = config.get("pretrained_cfg", flat) or {}
-    if not isinstance(named, Mapping):
-        raise WeightsError(f"{where}: its config.json's 'pretrained_cfg' is a {type(named).__name__}, not an object")
+    named: Mapping[str, Any] = config.get("pretrained_cfg", flat) or {}
     arch = config.get("architecture") or named.get("architecture")
     if not isinstance(arch, str):
         raise WeightsError(f"{where}: its config.json names no 'architecture'; is it a model of this kind?")
     arch, _ = REGISTRY.split(arch)
-    cfg = overlay(from_row(arch, None, REGISTRY.variant(arch).config), named, where=f"{where}: pretrained_cfg")
-    extra = {
-        k: config[k]
-        for k in ("num_classes", "label_names", "label_descriptions", "multi_label")
-        if config.get(k) is not None
-    }
+    variant = REGISTRY.variant(arch).config
+    cfg = overlay(from_row(arch, None, variant), named, where=f"{where}: pretrained_cfg")
+    beside = ("num_classes", "label_names", "label_descriptions", "multi_label")
+    extra = {key: config[key] for key in beside if config.get(key) is not None}
     cfg = overlay(cfg, extra, where=where)
     options = dict(config.get("model_args") or {})
-    if isinstance(config.get("global_pool"), str):
+    if config.get("global_pool") is not None:
         options.setdefault("global_pool", config["global_pool"])
+    options = as_declared(options, get_type_hints(type(variant)), f"{where}: model_args", WeightsError)
     return Resolved(arch, cfg, None, options)

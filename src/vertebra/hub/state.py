@@ -17,10 +17,15 @@ from torch import Tensor
 
 from vertebra.spec import State, WeightsError
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts put a state dict, averaged weights first."""
 
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "model.", "net.", "network.")
+"""Where all names begin so: of DDP and `AveragedModel`, of Lightning's modules, of a training script's own."""
+_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
+"""What `torch.compile` puts before the names of what it compiled: the whole model, or a part anywhere in it."""
+_AVERAGED = "n_averaged"
+"""`AveragedModel`'s counter."""
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 """Of a terminal, in torch's own messages."""
 _CAUSE = re.compile(r"[Uu]nsupported (?:global: )?(GLOBAL \S+)")
@@ -41,6 +46,15 @@ def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
         return _read_npz(path), {}
     content = _read_pickle(path)
     return unwrap(content, path), {"wrapper": ".".join(wrappers(content))}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, without reading its tensors. Raises `WeightsError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -111,14 +125,16 @@ def wrappers(content: Any) -> list[str]:
 
 
 def unwrap(content: Any, path: Path | str = "the checkpoint") -> State:
-    """The state dict inside what a training script saved: without wrapper keys, and without what DDP and
-    `torch.compile` put before names.
+    """The state dict inside what a training script saved: without wrapper keys, and without what DDP, averaging,
+    Lightning and `torch.compile` put before names.
     """
     for key in wrappers(content):
         content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
-    state = cast("dict[str, Any]", dict(content))
+    state = {_COMPILED.sub("", key): value for key, value in cast("Mapping[str, Any]", content).items()}
+    if all(key.startswith("module.") or key == _AVERAGED for key in state):
+        state.pop(_AVERAGED, None)
     while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vertebra.spec import VertebraError
+from vertebra.spec import VertebraError, parse_object
 
 _MANIFEST = "files.json"
 _HALF_MADE = ".building-"
@@ -77,7 +77,7 @@ def key(**facts: object) -> str:
 def whole(entry: Path) -> bool:
     """Whether an artefact is there with every file in its full length."""
     try:
-        sizes: dict[str, int] = json.loads((entry / _MANIFEST).read_text())
+        sizes = parse_object((entry / _MANIFEST).read_bytes(), str(entry / _MANIFEST))
         return all((entry / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False

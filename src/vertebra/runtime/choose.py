@@ -17,7 +17,7 @@ from vertebra.runtime.eager import Eager
 from vertebra.runtime.inductor import Inductor
 from vertebra.runtime.onnxruntime import OnnxRuntime
 from vertebra.runtime.openvino import OpenVino
-from vertebra.spec import unknown_name
+from vertebra.spec import parse_object, unknown_name
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Inductor(), CudaGraphs(), OpenVino(), OnnxRuntime())}
 _ORDER = {
@@ -131,6 +131,7 @@ def remember(folder: Path, key: str, choice: str) -> None:
 
 def _read(folder: Path) -> dict[str, str]:
     try:
-        return json.loads((folder / _CHOICES).read_text())
+        found = parse_object((folder / _CHOICES).read_bytes(), str(folder / _CHOICES))
+        return {key: choice for key, choice in found.items() if isinstance(choice, str)}
     except (FileNotFoundError, ValueError):  # a damaged note is no note: it is measured anew
         return {}

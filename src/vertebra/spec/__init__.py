@@ -24,6 +24,7 @@ from vertebra.spec.preprocess import (
 )
 from vertebra.spec.printable import printable
 from vertebra.spec.promises import PROMISES
+from vertebra.spec.record import as_declared, check_range, parse_json, parse_object, value_as
 from vertebra.spec.weights import Accuracy, TrainedWith, Weights
 
 __all__ = [
@@ -50,9 +51,14 @@ __all__ = [
     "Weights",
     "WeightsError",
     "WeightsUnavailableError",
+    "as_declared",
+    "check_range",
     "did_you_mean",
     "is_litter",
     "keep",
+    "parse_json",
+    "parse_object",
     "printable",
     "unknown_name",
+    "value_as",
 ]
