@@ -51,7 +51,7 @@ VIT = {"architecture": "deit_tiny_patch16_224", "model_args": {"img_size": [32, 
 
 def opened(folder: Path) -> None:
     """As far as a command goes before it reads a photo."""
-    model = vertebra.create_model(f"local-dir:{folder}", device="meta")
+    model = vertebra.create_model(f"local-dir:{folder}", pretrained=False, device="meta")
     assert model.num_classes >= 0
     labels_for(model.num_classes, model.pretrained_cfg)
     create_transform(**resolve_model_data_config(model), is_training=False)
