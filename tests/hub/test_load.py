@@ -404,6 +404,6 @@ def test_a_model_that_somebody_filled_says_so(fill: Any, state: State) -> None:
 
 
 def test_a_checkpoint_fills_a_model_whatever_head_it_gets(file: Path) -> None:
-    for options in ({"num_classes": 10}, {"num_classes": 3}, {"num_classes": 0}, {"in_chans": 1}):
+    for options in ({"num_classes": 10}, {"num_classes": 3}, {"num_classes": 0}, {"num_classes": 10, "in_chans": 1}):
         assert vertebra.create_model(ARCH, checkpoint_path=file, **options).filled
     assert vertebra.load_model(ARCH, weights=file).filled

@@ -5,12 +5,14 @@ import pickle
 from argparse import Namespace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim.swa_utils import AveragedModel
 
 from vertebra import WeightsError
 from vertebra.hub.convert import convert
@@ -34,6 +36,9 @@ WRAPPED: list[tuple[Any, str]] = [
     ({"fc._orig_mod.weight": WEIGHT}, ""),
     ({"state_dict": {"model._orig_mod.fc.weight": WEIGHT}, "pytorch-lightning_version": "2.5"}, "state_dict"),
     ({"net.fc.weight": WEIGHT}, ""),
+    ({"model_state_dict": {"net.fc.weight": WEIGHT}, "optimizer_state_dict": {"state": {}}}, "model_state_dict"),
+    ({"net": {"module.fc.weight": WEIGHT}, "acc": 0.9}, "net"),
+    ({"timm_model.fc.weight": WEIGHT}, ""),
     ({"model": {"fc.weight": OTHER}, "model_ema": {"fc.weight": WEIGHT}, "optimizer": {"state": {}}}, "model_ema"),
     ({"state_dict": {"fc.weight": OTHER}, "state_dict_ema": {"module.fc.weight": WEIGHT}}, "state_dict_ema"),
 ]
@@ -52,6 +57,76 @@ def test_wrappings(content: Any, wrapper: str, zipped: bool, tmp_path: Path) -> 
 
 def test_a_prefix_that_not_all_keys_share_stays() -> None:
     assert list(unwrap({"module.a": WEIGHT, "b": WEIGHT})) == ["module.a", "b"]
+
+
+# --- wrappings by the tools that make them ----------------------------------------------------------------------------
+
+
+class Trained(nn.Module):
+    """As Lightning's modules hold a model, with a loss beside it that has weights of its own."""
+
+    def __init__(self, model: nn.Module, loss: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = model
+        if loss is not None:
+            self.loss = loss
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.fc = nn.Linear(4, 2)
+
+
+def _compiled(model: Any) -> Any:
+    model.features[0] = torch.compile(model.features[0])
+    model.fc = torch.compile(model.fc)
+    return model
+
+
+def _checkpointed(model: Any) -> Any:
+    model.fc = checkpoint_wrapper(model.fc)
+    return model
+
+
+WRAPPERS_OF_TORCH: list[Any] = [
+    AveragedModel,
+    torch.compile,
+    nn.DataParallel,
+    _compiled,
+    _checkpointed,
+    Trained,
+    lambda model: AveragedModel(cast("nn.Module", torch.compile(nn.DataParallel(_compiled(model))))),
+    lambda model: nn.DataParallel(Trained(AveragedModel(model))),
+    lambda model: Trained(Trained(_compiled(model))),
+]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("number", range(len(WRAPPERS_OF_TORCH)))
+def test_a_wrapped_model_is_read_as_the_model(number: int, suffix: str, tmp_path: Path) -> None:
+    model = Small()
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
+    wrapped = WRAPPERS_OF_TORCH[number](model).state_dict()
+    path = tmp_path / f"wrapped{suffix}"
+    if suffix == ".pth":
+        torch.save({"model_state_dict": wrapped, "epoch": 3}, path)
+    else:
+        save_file(wrapped, path)
+    state, _ = read_file(path)
+    assert sorted(state) == sorted(expected)
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+def test_what_stands_beside_a_model_is_left_out_by_name(tmp_path: Path) -> None:
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))
+    content = {"state_dict": Trained(nn.Linear(2, 2), loss).state_dict(), "pytorch-lightning_version": "2.5.0"}
+    path = tmp_path / "last.ckpt"
+    torch.save(content, path)
+    with pytest.warns(UserWarning, match=r"left out what stands beside 'model' \(1\): loss\.weight"):
+        state, _ = read_file(path)
+    assert list(state) == ["weight", "bias"]
 
 
 def test_safetensors_with_metadata(tmp_path: Path) -> None:

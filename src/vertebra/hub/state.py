@@ -5,6 +5,7 @@ import json
 import mmap
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +18,18 @@ from torch import Tensor
 
 from vertebra.spec import State, WeightsError
 
-WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net")
+WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict"),
+    *("state_dict", "model_state_dict", "model", "net", "network", "module"),
+)
 """Keys under which training scripts put a state dict, averaged weights first."""
 
-_PREFIXES = ("module.", "model.", "net.", "network.")
-"""Where all names begin so: of DDP and `AveragedModel`, of Lightning's modules, of a training script's own."""
-_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
-"""What `torch.compile` puts before the names of what it compiled: the whole model, or a part anywhere in it."""
+_TORCHS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch's own wrappers put into names, wherever a part of a model was compiled or wrapped."""
 _AVERAGED = "n_averaged"
-"""`AveragedModel`'s counter."""
+"""A counter that torch's `AveragedModel` keeps beside the model, which it calls `module`."""
+_HOLDERS = ("module.", "model.", "net.", "network.", "backbone.", "timm_model.")
+"""What wrappers, Lightning's modules among them, call the model inside. No model here has a part of such a name."""
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 """Of a terminal, in torch's own messages."""
 _CAUSE = re.compile(r"[Uu]nsupported (?:global: )?(GLOBAL \S+)")
@@ -41,7 +45,8 @@ def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
     if path.stat().st_size == 0:
         raise WeightsError(f"{path} is empty")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        state, metadata = _read_safetensors(path)
+        return _inside(state, path), metadata
     if path.suffix == ".npz":
         return _read_npz(path), {}
     content = _read_pickle(path)
@@ -125,21 +130,31 @@ def wrappers(content: Any) -> list[str]:
 
 
 def unwrap(content: Any, path: Path | str = "the checkpoint") -> State:
-    """The state dict inside what a training script saved: without wrapper keys, and without what DDP, averaging,
-    Lightning and `torch.compile` put before names.
+    """The state dict inside what a training script saved: without wrapper keys, and without what wrappers put before
+    and into names. What stands beside the model is left out, with a warning that names it.
     """
     for key in wrappers(content):
         content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
-    state = {_COMPILED.sub("", key): value for key, value in cast("Mapping[str, Any]", content).items()}
-    if all(key.startswith("module.") or key == _AVERAGED for key in state):
-        state.pop(_AVERAGED, None)
-    while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = _inside(cast("dict[str, Any]", dict(content)), path)
     foreign = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if foreign:
         raise WeightsError(
             f"{path} holds no state dict: {foreign[0]!r} is a {type(state[foreign[0]]).__name__}, not a tensor"
         )
+    return state
+
+
+def _inside(state: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """The model's own names. DDP has nothing beside its `module.`; other holders may have a loss, a projector."""
+    state = {_TORCHS.sub("", key): value for key, value in state.items()}
+    while holder := next((h for h in _HOLDERS if any(key.startswith(h) for key in state)), None):
+        beside = [key for key in state if not key.startswith(holder) and key != _AVERAGED]
+        if beside and holder == "module.":
+            break
+        if beside:
+            named = ", ".join(beside[:4]) + (", ..." if len(beside) > 4 else "")
+            warnings.warn(f"{path}: left out what stands beside {holder[:-1]!r} ({len(beside)}): {named}", stacklevel=2)
+        state = {key.removeprefix(holder): value for key, value in state.items() if key.startswith(holder)}
     return state
