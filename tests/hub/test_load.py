@@ -1,9 +1,6 @@
 """Weights into models: what fits goes in bit for bit, what was asked to differ is adapted, all else raises by name."""
 
-import copy
 import hashlib
-import io
-import pickle
 import resource
 import stat
 from pathlib import Path
@@ -220,21 +217,6 @@ def test_input_channels_of_a_transformer_as_the_reference(chans: int, tmp_path: 
     assert same(ours.state_dict(), theirs.state_dict())
 
 
-@pytest.mark.parametrize("size", [(224, 224), (384, 384), (160, 256), (96, 48)])
-@pytest.mark.parametrize("arch", ["deit_tiny_patch16_224", DISTILLED, THREE])
-def test_position_embedding_as_the_reference(arch: str, size: tuple[int, int], tmp_path: Path) -> None:
-    state = random_state(vertebra.create_model(arch, depth=1, device="meta").state_dict())
-    save_file(state, tmp_path / "a.safetensors")
-    options: dict[str, Any] = {"depth": 1, "img_size": size, "pretrained": True}
-    options["pretrained_cfg_overlay"] = {"file": str(tmp_path / "a.safetensors")}
-    ours, theirs = vertebra.create_model(arch, **options), timm.create_model(arch, **options)
-    assert ours.load_report.resized == ([] if size == (224, 224) else ["pos_embed"])
-    torch.testing.assert_close(ours.pos_embed, theirs.pos_embed, rtol=1e-5, atol=1e-6)
-    assert ours.pretrained_cfg["input_size"] == (3, *size), "preprocessing follows the model"
-    expected = {k: v for k, v in state.items() if k != "pos_embed"}
-    assert all(torch.equal(value, expected[key]) for key, value in ours.state_dict().items() if key in expected)
-
-
 def test_pooling_moves_the_final_norm_as_the_reference(tmp_path: Path) -> None:
     state = random_state(vertebra.create_model(THREE, depth=1, device="meta").state_dict())
     save_file(state, tmp_path / "a.safetensors")
@@ -243,13 +225,6 @@ def test_pooling_moves_the_final_norm_as_the_reference(tmp_path: Path) -> None:
     ours = vertebra.create_model(THREE, **options)
     assert torch.equal(ours.fc_norm.weight, state["norm.weight"])
     assert "norm.weight" not in ours.state_dict()
-
-
-def test_a_position_embedding_that_is_no_square_raises(tmp_path: Path) -> None:
-    state = random_state(vertebra.create_model(THREE, depth=1, device="meta").state_dict())
-    state["pos_embed"] = torch.zeros(1, 190, 384)
-    with pytest.raises(WeightsError, match=r"pos_embed is \(1, 190, 384\)"):
-        vertebra.create_model(THREE, depth=1, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
 
 
 # --- on meta, and nothing twice ---------------------------------------------------------------------------------------
@@ -355,55 +330,3 @@ def test_a_model_that_finds_no_room_leaves_the_file_that_was_there(file: Path, t
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert target.read_bytes() == b"what was there"
-
-
-# --- whether anybody filled it ----------------------------------------------------------------------------------------
-
-
-def test_a_model_knows_that_nobody_filled_it() -> None:
-    model = vertebra.create_model(ARCH)
-    assert not model.filled
-    model.eval()(torch.zeros(1, 3, 64, 64))
-    model.half().float().reset_classifier(3)
-    assert not model.filled
-    assert not vertebra.create_model(ARCH, features_only=True, dtype=torch.bfloat16).model.filled
-    resized = vertebra.create_model("deit_tiny_patch16_224", depth=1)
-    resized.set_input_size(64)
-    assert not resized.filled
-    empty = vertebra.create_model(ARCH, device="meta")
-    empty.materialize()
-    assert not empty.filled
-
-
-def _trained(model: Any, _: State) -> Any:
-    model.train()(torch.randn(2, 3, 64, 64)).sum().backward()
-    torch.optim.SGD(model.parameters(), 0.1).step()
-    return model
-
-
-def _loaded(model: Any, state: State) -> Any:
-    model.load_state_dict(state)
-    return model
-
-
-def _assigned(model: Any, state: State) -> Any:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    model.load_state_dict(torch.load(buffer), assign=True)
-    return model
-
-
-def _unpickled(model: Any, state: State) -> Any:
-    return pickle.loads(pickle.dumps(_trained(model, state)))  # noqa: S301 - our own
-
-
-@pytest.mark.parametrize("fill", [_trained, _loaded, _assigned, _unpickled, lambda m, s: copy.deepcopy(_loaded(m, s))])
-def test_a_model_that_somebody_filled_says_so(fill: Any, state: State) -> None:
-    assert fill(vertebra.create_model(ARCH, num_classes=10), state).filled
-
-
-def test_a_checkpoint_fills_a_model_whatever_head_it_gets(file: Path) -> None:
-    for options in ({"num_classes": 10}, {"num_classes": 3}, {"num_classes": 0}, {"num_classes": 10, "in_chans": 1}):
-        assert vertebra.create_model(ARCH, checkpoint_path=file, **options).filled
-    assert vertebra.load_model(ARCH, weights=file).filled

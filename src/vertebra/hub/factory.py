@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from vertebra.hub.fetch import hub_weights, url_file
-from vertebra.hub.fit import LoadReport, load_state
+from vertebra.hub.fit import Differences, LoadReport, load_state
 from vertebra.hub.pretrained import METADATA_KEY, PretrainedCfg, from_row, overlay, record_in
 from vertebra.hub.registry import REGISTRY
 from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, from_config, resolve
@@ -32,6 +32,8 @@ from vertebra.spec import (
 )
 
 _FEATURE_OPTIONS = ("output_fmt", "norm")
+_PLACES = ("file", "state_dict", "url", "hf_hub_id")
+"""Where a record says that a checkpoint lies."""
 _IMPOSSIBLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -46,6 +48,7 @@ def create_model(
     exportable: bool | None = None,  # noqa: ARG001 - always
     no_jit: bool | None = None,  # noqa: ARG001 - always
     *,
+    pretrained_strict: bool = True,
     features_only: bool = False,
     out_indices: Indices = None,
     device: torch.device | str | None = None,
@@ -57,6 +60,8 @@ def create_model(
     `model_name`: `arch`, `arch.tag`, `hf-hub:owner/name[@revision]`, `owner/name` or `local-dir:PATH`.
     `pretrained` loads the checkpoint that the name means; None is False, with a warning where the name is a folder of
     weights. `checkpoint_path` loads a local file (no `pretrained` needed), with a fresh head for another `num_classes`.
+    `pretrained_strict=False`: what the checkpoint lacks starts fresh, what the model lacks is left out, both named in
+    `model.load_report`.
     `pretrained_cfg` replaces the checkpoint's record (a tag, or a dict), `pretrained_cfg_overlay` some fields of it:
     `file=` for local weights, `num_classes=`, `mean=` ...
     `options` are the fields of the architecture's config: `num_classes`, `in_chans`, `global_pool`, `drop_rate`,
@@ -71,10 +76,10 @@ def create_model(
         raise VertebraError(
             "scriptable=True: torch.jit.script takes none of the models; use torch.jit.trace or torch.export"
         )
-    given = {k: v for k, v in options.items() if v is not None}
+    own = {k: v for k, v in options.items() if v is not None}
     device = torch.get_default_device() if device is None else device
-    found = _with_cfg(resolve(model_name, cache_dir=cache_dir), pretrained_cfg, pretrained_cfg_overlay)
-    given = {**found.options, **given}
+    found = _with_cfg(resolve(model_name, cache_dir=cache_dir), pretrained_cfg, pretrained_cfg_overlay, checkpoint_path)
+    given = {**found.options, **own}
     feature_options = {k: given.pop(k) for k in _FEATURE_OPTIONS if k in given} if features_only else {}
     if out_indices is not None and not features_only:
         raise VertebraError("out_indices needs features_only=True; forward_intermediates(indices=) takes them per call")
@@ -85,19 +90,21 @@ def create_model(
     config = make_config(found.arch, REGISTRY.variant(found.arch), given)
     state, origin = None, ""
     if checkpoint_path is not None and str(checkpoint_path):
-        state, origin = read_file(checkpoint_path)[0], str(checkpoint_path)
+        origin = str(checkpoint_path)
+        state, found = _read(origin, found)
         classes = config.num_classes or found.cfg.num_classes
         if options.get("num_classes"):
             classes = _count_classes(state, found.arch) or 0
         found = replace(found, cfg=replace(found.cfg, num_classes=classes))
     elif pretrained:
-        state, origin = pretrained_state(found, cache_dir)
+        state, origin, found = pretrained_state(found, cache_dir)
     elif pretrained is None and model_name.startswith(FOLDER_SCHEME):
         warnings.warn(
             f"{model_name!r} starts with random weights; pretrained=True loads the folder's (False: no warning)",
             stacklevel=2,
         )
-    model = build(found.arch, config, found.cfg, state, origin=origin, device=device, dtype=dtype)
+    differs = Differences(image=found.image, patches="patch_size" in own, strict=pretrained_strict)
+    model = build(found.arch, config, found.cfg, state, origin=origin, device=device, dtype=dtype, differs=differs)
     if not features_only:
         return model
     chosen = config.default_out_indices if out_indices is None else out_indices
@@ -108,8 +115,10 @@ def _with_cfg(
     found: Resolved,
     given: str | Mapping[str, Any] | PretrainedCfg | None,
     changes: Mapping[str, Any] | None,
+    file: str | Path | None,
 ) -> Resolved:
-    cfg = found.cfg
+    """`found` with its record replaced, or some of it; what is known of one checkpoint is not said of another."""
+    cfg, changes = found.cfg, changes or {}
     if isinstance(given, str):
         name = f"{found.arch}.{given}" if given else found.arch
         REGISTRY.split(name)
@@ -118,9 +127,12 @@ def _with_cfg(
         cfg = given
     elif given is not None:
         cfg = overlay(PretrainedCfg(architecture=found.arch), given, where="pretrained_cfg")
-    if changes:
-        cfg = overlay(cfg, changes, where="pretrained_cfg_overlay")
-    return replace(found, cfg=cfg)
+    cfg = overlay(cfg, changes, where="pretrained_cfg_overlay")
+    said = given is not None and (not isinstance(given, Mapping) or "input_size" in given)
+    if said or "input_size" in changes:
+        return replace(found, cfg=cfg, image=cfg.input_size[-2:])
+    another = file or given is not None or not changes.keys().isdisjoint(_PLACES)
+    return replace(found, cfg=cfg, image=None if another else found.image)
 
 
 def make_config(arch: str, variant: Variant, options: Mapping[str, Any]) -> ModelConfig:
@@ -134,22 +146,31 @@ def make_config(arch: str, variant: Variant, options: Mapping[str, Any]) -> Mode
     return replace(variant.config, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 
-def pretrained_state(found: Resolved, cache_dir: Path | str | None) -> tuple[State, str]:
-    """The checkpoint that a record names -> (state dict, where it came from)."""
+def pretrained_state(found: Resolved, cache_dir: Path | str | None) -> tuple[State, str, Resolved]:
+    """The checkpoint that a record names -> (state dict, where it came from, what is known of it)."""
     cfg = found.cfg
     if cfg.state_dict is not None:
         given = unwrap(cfg.state_dict, "pretrained_cfg['state_dict']")
         # The model takes tensors as they are, and these stay the caller's.
-        return {key: tensor.clone() for key, tensor in given.items()}, "pretrained_cfg['state_dict']"
+        return {key: tensor.clone() for key, tensor in given.items()}, "pretrained_cfg['state_dict']", found
     if cfg.file:
-        return read_file(cfg.file)[0], cfg.file
+        state, found = _read(cfg.file, found)
+        return state, cfg.file, found
     path = _download(cfg, found.revision, cache_dir)
     if path is not None:
-        return read_file(path)[0], f"{cfg.hf_hub_id or cfg.url} ({path.name})"
+        state, found = _read(path, found)
+        return state, f"{cfg.hf_hub_id or cfg.url} ({path.name})", found
     raise WeightsError(
         f"no pretrained weights are published for {found.arch!r}; create it without pretrained=True, or name a file"
         " with checkpoint_path="
     )
+
+
+def _read(path: str | Path, found: Resolved) -> tuple[State, Resolved]:
+    """A checkpoint, and `found` with the size of images that the file's own record tells, where it has one."""
+    state, metadata = read_file(path)
+    record = record_in(metadata, Path(path))
+    return state, replace(found, image=from_config(record, where=str(path)).image or found.image) if record else found
 
 
 def _download(cfg: PretrainedCfg, revision: str | None, cache_dir: Path | str | None) -> Path | None:
@@ -193,6 +214,7 @@ def build(
     origin: str = "",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    differs: Differences | None = None,
 ) -> Backbone:
     """A model on `meta`, filled from `state` where there is one; only what is then still empty is initialised."""
     family = REGISTRY.family(arch)
@@ -201,7 +223,7 @@ def build(
     report = LoadReport()
     if state is not None:
         new_head = config.num_classes > 0 and cfg.num_classes != config.num_classes
-        report = load_state(model, state, family, new_head=new_head, origin=origin)
+        report = load_state(model, state, family, new_head=new_head, origin=origin, differs=differs)
     if device is None or torch.device(device).type != "meta":
         model.materialize(device)
         model.to(device=device, dtype=dtype)
@@ -271,7 +293,10 @@ def _from_file(found: Resolved | None, path: Path, given: Mapping[str, Any]) -> 
     cfg = found.cfg if classes is None else replace(found.cfg, num_classes=classes)
     options = {**found.options, "num_classes": classes or 0, **given}
     config = make_config(found.arch, REGISTRY.variant(found.arch), options)
-    return build(found.arch, config, replace(cfg, file=str(path)), state, origin=str(path))
+    record = record_in(metadata, path)
+    image = from_config(record, where=str(path)).image if record else None
+    differs = Differences(image=image, patches=given.get("patch_size") is not None)
+    return build(found.arch, config, replace(cfg, file=str(path)), state, origin=str(path), differs=differs)
 
 
 def _count_classes(state: State, arch: str) -> int | None:

@@ -1,12 +1,13 @@
 """A state dict made to fit a model: head, input channels, position embedding. All else must match."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from vertebra.layers.patch_embed import resample_positions
+from vertebra.layers.patch_embed import resample_patches, resample_positions
 from vertebra.models.backbone import Backbone
 from vertebra.models.vit import VisionTransformer
 from vertebra.spec import Family, ModelConfig, State, WeightsError
@@ -24,6 +25,18 @@ class LoadReport:
     """Checkpoint keys that go by another name here."""
     dropped: dict[str, str] = field(default_factory=dict[str, str])
     """Checkpoint keys left out, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """What is known, and what was asked for, of a checkpoint that differs from the model."""
+
+    image: tuple[int, int] | None = None
+    """(height, width) in pixels of the images that its position embedding was made for, where a record says so."""
+    patches: bool = False
+    """A size of patches was asked for: the projection is resampled to it."""
+    strict: bool = True
+    """False: what is missing starts fresh, and what the model lacks is left out."""
 
 
 def adapt_input(weight: Tensor, in_chans: int) -> Tensor:
@@ -67,23 +80,62 @@ def fit_stem(state: State, model: Backbone, report: LoadReport) -> State:
         return state
     if weight.shape[0] != wanted[0] or weight.shape[2:] != wanted[2:]:
         return state
-    report.resized.append(key)
+    report.resized += [key] if key not in report.resized else []
     return {**state, key: adapt_input(weight, wanted[1])}
 
 
-def fit_positions(state: State, model: Backbone, report: LoadReport) -> State:
-    """A ViT's position embedding for the model's patch grid (the checkpoint's grid is taken to be square)."""
+def fit_patches(state: State, model: Backbone, report: LoadReport) -> State:
+    """A ViT's projection for patches of the model's size, where another was asked for."""
+    key = "patch_embed.proj.weight"
+    weight = state.get(key)
+    if not isinstance(model, VisionTransformer) or not isinstance(weight, Tensor) or weight.ndim != 4:
+        return state
+    if tuple(weight.shape[2:]) == model.patch_embed.patch_size:
+        return state
+    report.resized.append(key)
+    return {**state, key: resample_patches(weight, model.patch_embed.patch_size)}
+
+
+def fit_positions(
+    state: State, model: Backbone, report: LoadReport, grid: tuple[int, int] | None, origin: str
+) -> State:
+    """A ViT's position embedding for the model's patch grid, from the checkpoint's `grid` (rows, columns).
+
+    Where no record tells that grid, a square number of positions is taken for a square, unless the model's own grid is
+    an oblong of as many: then nobody can know, and it raises.
+    """
     table = state.get("pos_embed")
     if not isinstance(model, VisionTransformer) or not isinstance(table, Tensor):
         return state
-    if table.ndim != 3 or table.shape == model.pos_embed.shape or table.shape[2] != model.embed_dim:
+    if table.ndim != 3 or table.shape[2] != model.embed_dim:
         return state
     prefix = 0 if model.config.no_embed_class else model.num_prefix_tokens
-    side = round((table.shape[1] - prefix) ** 0.5)
-    if side * side + prefix != table.shape[1]:
+    count, wanted = table.shape[1] - prefix, model.patch_embed.grid_size
+    side = math.isqrt(max(count, 0))
+    possible = {(side, side)} if side * side == count else set[tuple[int, int]]()
+    possible |= {wanted} if math.prod(wanted) == count else set()
+    if grid is not None and math.prod(grid) == count:
+        possible = {grid}
+    if len(possible) != 1:
+        grids = " or of ".join(f"{rows}x{columns}" for rows, columns in sorted(possible)) or "no square grid"
+        raise WeightsError(
+            f"{origin}: pos_embed is {tuple(table.shape)}, of {grids}, and no record says which; say the size of its"
+            " images: pretrained_cfg_overlay={'input_size': (3, height, width)}"
+        )
+    old = possible.pop()
+    if old == wanted:
         return state
     report.resized.append("pos_embed")
-    return {**state, "pos_embed": resample_positions(table, model.patch_embed.grid_size, prefix=prefix)}
+    return {**state, "pos_embed": resample_positions(table, wanted, prefix=prefix, old_grid=old)}
+
+
+def grid_of(state: State, image: tuple[int, int] | None, *, padded: bool) -> tuple[int, int] | None:
+    """Rows and columns of a checkpoint's own patches on an image of (height, width) pixels."""
+    weight = state.get("patch_embed.proj.weight")
+    if image is None or not isinstance(weight, Tensor) or weight.ndim != 4:
+        return None
+    (height, width), (rows, columns) = image, weight.shape[2:]
+    return (-(-height // rows), -(-width // columns)) if padded else (height // rows, width // columns)
 
 
 def fit_pool_norm(state: State, model: Backbone) -> State:
@@ -95,12 +147,19 @@ def fit_pool_norm(state: State, model: Backbone) -> State:
 
 
 def load_state(
-    model: Backbone, state: State, family: Family, *, new_head: bool = False, origin: str = "the checkpoint"
+    model: Backbone,
+    state: State,
+    family: Family,
+    *,
+    new_head: bool = False,
+    origin: str = "the checkpoint",
+    differs: Differences | None = None,
 ) -> LoadReport:
     """Fill a model on `meta` from a checkpoint, strictly: what does not fit and was not declared raises, by name.
 
     Parameters the checkpoint cannot have (a new classifier, an attention pool) stay on `meta`, named in the report.
     """
+    differs = differs or Differences()
     report = LoadReport()
     config: ModelConfig = model.config
     wanted = model.state_dict()
@@ -108,13 +167,22 @@ def load_state(
     state = drop_unused(family.adapt(state, config), wanted, family, report)
     report.renamed = [key for key in foreign if key not in state and key not in report.dropped]
     state = fit_head(state, model, new_head=new_head, report=report)
-    state = fit_pool_norm(fit_positions(fit_stem(state, model, report), model, report), model)
+    padded = isinstance(model, VisionTransformer) and model.patch_embed.dynamic_pad
+    grid = grid_of(state, differs.image, padded=padded)
+    state = fit_patches(state, model, report) if differs.patches else state
+    state = fit_stem(state, model, report)
+    state = fit_pool_norm(fit_positions(state, model, report, grid, origin), model)
     fresh = config.classifiers if new_head else ()
     fresh += ("attn_pool",) if not any(k.startswith("attn_pool.") for k in state) else ()
     report.reinitialised = [k for k in wanted if k not in state and k.startswith(tuple(f"{p}." for p in fresh))]
     # BatchNorm's counter is newer than some checkpoints; nothing but momentum=None reads it.
     counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith(".num_batches_tracked")}
     state = {k: v for k, v in counters.items() if k not in state} | state
+    if not differs.strict:
+        foreign = [key for key in state if key not in wanted]
+        report.dropped |= dict.fromkeys(foreign, "pretrained_strict=False, and this model has no such thing")
+        report.reinitialised += [k for k in wanted if k not in state and k not in report.reinitialised]
+        state = {key: value for key, value in state.items() if key in wanted}
     check_match(state, wanted, set(report.reinitialised), origin)
     _assign(model, state)
     return report

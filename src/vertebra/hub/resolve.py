@@ -23,6 +23,8 @@ class Resolved:
     cfg: PretrainedCfg
     revision: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    image: tuple[int, int] | None = None
+    """(height, width) in pixels of the images that the checkpoint is for, where its record says so."""
 
 
 def resolve(name: str, *, cache_dir: Path | str | None = None) -> Resolved:
@@ -40,7 +42,7 @@ def resolve(name: str, *, cache_dir: Path | str | None = None) -> Resolved:
         # What a stranger's config.json says of files elsewhere, on this disk above all, is not followed.
         here = {"hf_hub_id": repo, "source": "hf-hub", "url": "", "file": None, "state_dict": None}
         cfg = overlay(found.cfg, here, where=repo)
-        return Resolved(found.arch, cfg, revision or None, found.options)
+        return Resolved(found.arch, cfg, revision or None, found.options, found.image)
     return registered(name)
 
 
@@ -49,7 +51,8 @@ def registered(name: str) -> Resolved:
     arch, _ = REGISTRY.split(name)
     default = REGISTRY.default_weights(name)
     full, row = default if default else (name, None)
-    return Resolved(arch, from_row(full, row, REGISTRY.variant(arch).config))
+    cfg = from_row(full, row, REGISTRY.variant(arch).config)
+    return Resolved(arch, cfg, image=cfg.input_size[-2:] if row else None)
 
 
 def from_folder(folder: Path) -> Resolved:
@@ -60,7 +63,7 @@ def from_folder(folder: Path) -> Resolved:
     cfg = overlay(
         found.cfg, {"file": str(folder_weights(folder)), "source": "local-dir", "state_dict": None}, where=str(folder)
     )
-    return Resolved(found.arch, cfg, None, found.options)
+    return Resolved(found.arch, cfg, None, found.options, found.image)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -109,4 +112,6 @@ def from_config(config: Mapping[str, Any], *, where: str) -> Resolved:
     if config.get("global_pool") is not None:
         options.setdefault("global_pool", config["global_pool"])
     options = as_declared(options, get_type_hints(type(variant)), f"{where}: model_args", WeightsError)
-    return Resolved(arch, cfg, None, options)
+    size: int | tuple[int, int] | None = options.get("img_size")
+    image = (size, size) if isinstance(size, int) else size or (cfg.input_size[-2:] if "input_size" in named else None)
+    return Resolved(arch, cfg, None, options, image)

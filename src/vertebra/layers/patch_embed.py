@@ -83,3 +83,18 @@ def resample_positions(
     planes = interpolate(planes, size=new_grid, mode="bicubic", antialias=True)
     grid = planes.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
     return torch.cat((head, grid), 1)
+
+
+def resample_patches(weight: Float[Tensor, "d c h w"], size: tuple[int, int]) -> Float[Tensor, "d c H W"]:
+    """The projection for patches of another size (height, width): FlexiViT's pseudo-inverse resize (arXiv:2212.08013).
+
+    A resized patch then meets a resized kernel as the patch met the kernel before.
+    """
+    old = (weight.shape[2], weight.shape[3])
+    if old == size:
+        return weight
+    pixels = torch.eye(old[0] * old[1]).reshape(-1, 1, *old)
+    resize = interpolate(pixels, size=size, mode="bicubic", antialias=True).flatten(1)
+    inverse = torch.linalg.pinv(resize.double().cpu())
+    kernels = weight.cpu().double().flatten(2) @ inverse.T
+    return kernels.reshape(*weight.shape[:2], *size).to(weight)
