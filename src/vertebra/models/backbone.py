@@ -272,7 +272,7 @@ class Backbone(nn.Module, ABC):
         filled: list[str] = []
         for name, module in list(self.meta_modules()):
             own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-            kept = {key: t for key, t in own.items() if not t.is_meta}
+            kept = {key: t.detach() for key, t in own.items() if not t.is_meta}  # itself, t becomes empty below
             module.to_empty(device=device or "cpu", recurse=False)
             self.init_module(module, name)
             state = cast("dict[str, Tensor]", dict(module.named_parameters(recurse=False)))
