@@ -58,6 +58,66 @@ def test_few_photos_are_answered_by_the_model_itself(tiny: Backbone, background:
     assert background.started == 0
 
 
+class Steps:
+    """Stands in for a model's steps made one: always says class 2."""
+
+    made = 0
+
+    def __init__(self, *_: object) -> None:
+        type(self).made += 1
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.eye(7)[2].expand(len(x), -1) * 9
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> type[Steps]:
+    fresh = type("Fresh", (Steps,), {})
+    monkeypatch.setattr(speed_module, "fused", fresh)
+    return fresh
+
+
+def seconds(predictor: Predictor, count: int) -> list[bool]:
+    """Of a stream of `count` photos, whether the stand-in for the model's steps answered it."""
+    answers = [answer for _, answer in predictor.stream([jpeg("red")] * count)]
+    return [isinstance(a, Prediction) and a.indices[0] == 2 and a.probabilities[0] > 0.99 for a in answers]
+
+
+def test_steps_are_made_one_where_that_pays(
+    tiny: Backbone, background: type[Background], steps: type[Steps], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first photo where their number is known; then for all that follow, until an artefact is ready."""
+    some = speed_module.SOME
+    assert not any(seconds(Predictor(tiny, transform=small), some - 1))
+    assert not any(seconds(Predictor(tiny, transform=small, optimize=False), some))
+    assert steps.made == 0
+    predictor = Predictor(tiny, transform=small, batch_size=4)
+    assert all(seconds(predictor, some))
+    assert all(seconds(predictor, 1))
+    assert steps.made == 1
+    monkeypatch.setattr(speed_module, "is_cached", lambda *_, **__: True)
+    assert all(firsts(predictor, speed_module.FEW))
+    predictor.run = mine = lambda x: torch.eye(7)[2].expand(len(x), -1) * 9
+    assert all(seconds(predictor, speed_module.FEW))
+    assert predictor.run is mine, "what somebody has set stays"
+
+
+def test_photo_after_photo_counts_as_many(tiny: Backbone, steps: type[Steps]) -> None:
+    predictor, red = Predictor(tiny, transform=small), jpeg("red")
+    by_steps = [predictor(red).indices[0] == 2 for _ in range(speed_module.SOME + 1)]
+    assert by_steps == [False] * (speed_module.SOME - 1) + [True, True]
+
+
+def test_what_has_no_steps_to_make_one_is_not_asked_again(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+    monkeypatch.setattr(speed_module, "fused", asked.append)
+    predictor = Predictor(tiny, transform=small)
+    for _ in range(2):
+        assert not any(seconds(predictor, speed_module.SOME))
+    assert asked == [tiny]
+    assert predictor.run is tiny
+
+
 def test_many_photos_take_an_artefact_that_lies_ready(
     tiny: Backbone, background: type[Background], monkeypatch: pytest.MonkeyPatch
 ) -> None:

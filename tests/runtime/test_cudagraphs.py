@@ -11,10 +11,12 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import vertebra
-from vertebra.layers.cudnn import unchanging
-from vertebra.layers.fused import conv_bn_act
+from vertebra.models.backbone import Backbone
 from vertebra.runtime import choose
 from vertebra.runtime.backend import Backend
+from vertebra.runtime.cudagraphs import with_cudnn
+from vertebra.runtime.passes.convs import Activation
+from vertebra.runtime.passes.cudnn import CudnnConv
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 CUDA = torch.device("cuda")
@@ -25,7 +27,7 @@ def test_a_gpu_compiles_only_what_is_not_fused_already(monkeypatch: pytest.Monke
         monkeypatch.setattr(type(backend), "refusal", lambda *_: "", raising=True)
 
     def chosen(arch: str, **more: Any) -> Backend:
-        fused = vertebra.create_model(arch, device="meta").fused
+        fused = isinstance(vertebra.create_model(arch, device="meta"), choose.FUSED)
         return choose.pick_backend("auto", "bf16", CUDA, more.get("remembered"), fused=fused)
 
     assert chosen("dla34").name == "cudagraphs"
@@ -39,10 +41,22 @@ def test_a_processor_knows_nothing_of_it() -> None:
     assert "int8 needs inductor" in choose.BACKENDS["cudagraphs"].refusal(CUDA, "int8")
 
 
+@torch.no_grad()
+def test_what_is_recorded_answers_as_the_model_does(cnn: Backbone, vit: Backbone) -> None:
+    """On a processor, where the same convolutions run by other kernels."""
+    for size in (64, 45):
+        x = torch.randn(2, 3, size, size).to(memory_format=torch.channels_last)
+        torch.testing.assert_close(with_cudnn(cnn)(x), cnn(x), rtol=1e-4, atol=1e-5)
+    kinds = [type(module) for module in with_cudnn(cnn).modules()]
+    assert CudnnConv in kinds
+    assert torch.nn.BatchNorm2d not in kinds
+    assert with_cudnn(vit) is vit, "nothing in it is cuDNN's"
+
+
 @on_gpu
-@pytest.mark.parametrize("act", ["relu", "leaky_relu", "silu", ""])
+@pytest.mark.parametrize("act", [Activation("relu"), Activation("leaky_relu", 0.2), Activation("silu"), Activation()])
 @pytest.mark.parametrize(("cin", "groups"), [(3, 1), (16, 1), (32, 8)])
-def test_fused_kernels_answer_as_the_steps_do(act: Any, cin: int, groups: int) -> None:
+def test_fused_kernels_answer_as_the_steps_do(act: Activation, cin: int, groups: int) -> None:
     conv = torch.nn.Conv2d(cin, 32, 3, 2, 1, groups=groups, bias=False).cuda().eval()
     bn = torch.nn.BatchNorm2d(32).cuda().eval()
     for value in (bn.running_mean, bn.running_var, bn.weight, bn.bias):
@@ -52,9 +66,8 @@ def test_fused_kernels_answer_as_the_steps_do(act: Any, cin: int, groups: int) -
     add = torch.randn(2, 32, 9, 10).cuda().to(memory_format=torch.channels_last)
     with torch.no_grad():
         for more in (None, add):
-            plain = conv_bn_act(x, conv, bn, act, add=more)
-            with unchanging():
-                fused = conv_bn_act(x, conv, bn, act, add=more)
+            plain = act.over(bn(conv(x)) if more is None else bn(conv(x)) + more)
+            fused = CudnnConv(conv, bn, act)(x, more)
             torch.testing.assert_close(fused, plain, rtol=1e-2, atol=1e-2)  # TF32 rounds both
 
 

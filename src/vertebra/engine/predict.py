@@ -4,6 +4,7 @@ b batch, c channels, h w height and width in pixels, k classes.
 """
 
 import io
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -86,7 +87,8 @@ class Predictor:
         `exact` decodes every pixel, resizes as Pillow does and computes in the model's own type; without it, large
         JPEGs are decoded at a reduced scale, the resize may round otherwise by a level or two (probabilities within
         `eval_reader.TOLERANCE`), and an optimised model may use bf16.
-        `optimize` True: before the first answer; False: never; "auto": as a stream turns out long, on a CPU.
+        `optimize` True: before the first answer; False: never; "auto": on a CPU, as photos add up: steps are made one,
+        and a long stream's are compiled. Either is made with the weights of its moment.
         `workers` threads read a stream's photos; default: one a core. Raises `VertebraError`.
         """
         workers = default_workers() if workers is None else workers
@@ -111,6 +113,7 @@ class Predictor:
         self.multi_label = bool(model.pretrained_cfg.get("multi_label"))
         """Each class is answered by itself: probabilities do not add up to 1."""
         self._speed = None
+        self._asked = itertools.count(1)
         if optimize is True:
             if not isinstance(model, Backbone):
                 raise VertebraError(
@@ -122,6 +125,8 @@ class Predictor:
 
     def __call__(self, source: Source) -> Prediction:
         """One image. Raises `DecodeError` where it cannot be read."""
+        if self._speed is not None and self.run is self.model:
+            self.run = self._speed.steps_made_one(next(self._asked)) or self.run
         return self.answer(self.prepare(source).unsqueeze(0))[0]
 
     def stream(self, sources: Iterable[AnySource]) -> Iterator[tuple[AnySource, Prediction | VertebraError]]:
@@ -147,7 +152,7 @@ class Predictor:
 
     def _shift(self, expected: int | None, seen: int, elapsed: float) -> None:
         """Take something faster than the model, where it is ready and nobody has set `run` to something else."""
-        if self._speed is None or self.run is not self.model:
+        if self._speed is None or (self.run is not self.model and self.run is not self._speed.eager):
             return
         left = seen if expected is None else expected - seen  # of an unknown number, we are likely in the middle
         seconds = left * elapsed / seen if seen else 0.0  # before the first answer, only reading has taken time

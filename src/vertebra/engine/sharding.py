@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import BaseTorchFunctionMode
 
 from vertebra.data.loader import Batch
 from vertebra.models.backbone import Backbone
@@ -131,8 +130,8 @@ def in_step(batches: Iterable[Batch], forward: Callable[[Tensor], Tensor], image
 
 @contextmanager
 def validating() -> Generator[None]:
-    """Plain modules without gradients: fused kernels keep weights between calls, and gathered ones do not stay."""
-    with torch.inference_mode(False), torch.no_grad(), BaseTorchFunctionMode():  # a mode: fused kernels stand aside
+    """Without gradients, but not in inference mode: what is gathered there could not be trained on."""
+    with torch.inference_mode(False), torch.no_grad():
         yield
 
 

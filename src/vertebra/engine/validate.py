@@ -28,7 +28,10 @@ from vertebra.engine.predict import Classifier
 from vertebra.engine.reading import Transform
 from vertebra.engine.settings import with_file
 from vertebra.engine.setup import readable
+from vertebra.engine.speed import SOME
 from vertebra.hub.pretrained import own_record
+from vertebra.models.backbone import Backbone
+from vertebra.runtime.eager import fused
 from vertebra.runtime.optimize import optimize as make_fast
 from vertebra.spec import VertebraError, did_you_mean, value_as
 
@@ -208,7 +211,10 @@ def validate(
     run: Callable[[Tensor], Tensor] = model.eval()
     if isinstance(model, nn.Module):
         model.to(device)
-        run = make_fast(model, backend, "f32" if exact else "auto") if optimize else cast("nn.Module", model)
+        if optimize:
+            run = make_fast(model, backend, "f32" if exact else "auto")
+        elif isinstance(model, Backbone) and len(part) >= SOME:
+            run = fused(model) or run
     count = 0
 
     def forward(images: Tensor) -> Tensor:

@@ -66,8 +66,6 @@ class Backbone(nn.Module, ABC):
 
     spatial: ClassVar[bool] = True
     """True where the trunk's state is a feature map (CNN), False where it is tokens."""
-    fused: ClassVar[bool] = False
-    """True where every normalisation and activation of the trunk, a ReLU, is part of a `conv_bn_act`."""
     config: ModelConfig
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]

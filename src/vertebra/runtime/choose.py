@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vertebra.models.dla import Dla
 from vertebra.runtime import cache, machine
 from vertebra.runtime.backend import DTYPES, Backend, BackendError
 from vertebra.runtime.cudagraphs import CudaGraphs
@@ -26,6 +27,9 @@ _ORDER = {
     "cuda": ("inductor", "cudagraphs", "eager"),
     "cuda, fused": ("cudagraphs", "inductor", "eager"),
 }
+FUSED = (Dla,)
+"""Models of convolutions that take their normalisation and ReLU with them, and of nothing else: measured, a compiler
+has nothing to add to them on a GPU."""
 _CHOICES = "choices.json"
 
 
@@ -47,9 +51,7 @@ def known(name: str, allowed: Mapping[str, object], what: str) -> None:
 def pick_backend(
     backend: str, dtype: str, device: torch.device, remembered: str | None, *, fused: bool = False
 ) -> Backend:
-    """`fused`: all of the model is in convolutions that take their normalisation and ReLU with them, so that a compiler
-    has nothing to add on a GPU. Raises `BackendError` where the named backend, or every one, refuses.
-    """
+    """`fused`: of a model in `FUSED`. Raises `BackendError` where the named backend, or every one, refuses."""
     known(backend, BACKENDS, "backend")
     if backend != "auto":
         if reason := BACKENDS[backend].refusal(device, dtype):

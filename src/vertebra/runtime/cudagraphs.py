@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vertebra.layers.cudnn import unchanging
 from vertebra.runtime import buckets
 from vertebra.runtime.backend import DTYPES, Job, Program
 from vertebra.runtime.graph import tracing
+from vertebra.runtime.passes.convs import fuse_convs
+from vertebra.runtime.passes.cudnn import CudnnConv
+from vertebra.runtime.passes.trace import trace
 from vertebra.spec import VertebraError
 
 LARGEST = 256
@@ -160,10 +162,16 @@ class CudaGraphs:
 
     def load(self, job: Job, folder: Path) -> Program:
         dtype = DTYPES[job.dtype]
-        model = copy.deepcopy(job.model).to(dtype).to(memory_format=torch.channels_last).requires_grad_(False)
+        model: nn.Module = copy.deepcopy(job.model).to(dtype).to(memory_format=torch.channels_last)
+        with torch.inference_mode(False), torch.no_grad():
+            return GraphProgram(with_cudnn(model.requires_grad_(False)), dtype, job.device)
 
-        def forward(image: Tensor) -> Tensor:
-            with unchanging():
-                return model(image)
 
-        return GraphProgram(forward, dtype, job.device)
+def with_cudnn(model: nn.Module) -> nn.Module:
+    """What answers as the model does, by cuDNN's kernels where they do more than torch's; the weights are its own."""
+    traced = trace(model)
+    if traced is None or not fuse_convs(traced, CudnnConv):
+        return model
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced

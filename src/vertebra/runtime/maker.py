@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from vertebra.models.backbone import Backbone
 from vertebra.runtime import cache, choose, machine
 from vertebra.runtime.backend import Backend, BackendError, Job, Program
 from vertebra.runtime.compare import Figures
-from vertebra.runtime.eager import Eager
+from vertebra.runtime.eager import EagerProgram
 from vertebra.runtime.verify import VerificationError, answers, check, made_up_images
 from vertebra.spec import VertebraError
 
@@ -73,7 +73,7 @@ class Maker:
             raise VertebraError(f"batch={recipe.batch}: give the number of images that comes most often, from 1 on")
         if self._may_yield() and self.backend().kept and choose.remembered(self.cache, self._artefact()):
             self.dtype = "f32"
-        self._eager_program = Eager().load(replace(self.job(self.native), dtype="f32"), self.cache)
+        self._eager_program = EagerProgram(model, torch.float32)
 
     def eager(self, x: Tensor) -> Tensor:
         return self._eager_program(x)
@@ -123,7 +123,8 @@ class Maker:
 
     def backend(self) -> Backend:
         remembered = choose.remembered(self.cache, self.choice_key())
-        return choose.pick_backend(self.recipe.backend, self.dtype, self.device, remembered, fused=self.model.fused)
+        fused = isinstance(self.model, choose.FUSED)
+        return choose.pick_backend(self.recipe.backend, self.dtype, self.device, remembered, fused=fused)
 
     def make(self, size: tuple[int, int] | None = None) -> tuple[Program, Report]:
         """A program for images of `size` (default: the model's own), compared with eager f32."""

@@ -9,7 +9,7 @@ b batch, c channels, h w height and width in pixels.
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -165,7 +165,6 @@ class Tree(nn.Module):
 class Dla(Backbone):
     """Stages are levels 0 to 5, at strides 1 to 32."""
 
-    fused: ClassVar[bool] = True
     config: DlaConfig
 
     def __init__(self, config: DlaConfig) -> None:

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from vertebra.layers.activation import ActType, activate
-from vertebra.layers.cudnn import fold, run
+from vertebra.runtime.passes.convs import Activation
+from vertebra.runtime.passes.cudnn import CudnnConv, folded, run
 
 
-@pytest.mark.parametrize("act", ["relu", "leaky_relu", ""])
+@pytest.mark.parametrize("act", [Activation("relu"), Activation("leaky_relu", 0.01), Activation()])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5), (7, 7), (3, 5)])
 @pytest.mark.parametrize(("cin", "groups"), [(1, 1), (3, 1), (4, 1), (16, 1), (8, 4)])
 def test_a_folded_convolution_answers_as_its_steps_do(
-    act: ActType, kernel: tuple[int, int], cin: int, groups: int
+    act: Activation, kernel: tuple[int, int], cin: int, groups: int
 ) -> None:
     padding = (kernel[0] // 2, kernel[1] // 2)
     for stride, (height, width) in itertools.product((1, 2), ((8, 12), (7, 12))):
@@ -26,14 +26,15 @@ def test_a_folded_convolution_answers_as_its_steps_do(
         x = torch.randn(2, cin, height, width, dtype=torch.float64).to(memory_format=torch.channels_last)
         with torch.no_grad():
             plain = bn(conv(x))
-            folded = fold(conv, bn, even=height % 2 == width % 2 == 0)
-            assert folded.blocks_in == (cin <= 4 and kernel != (1, 1) and height % 2 == 0)
+            one = folded(conv, bn, even=height % 2 == width % 2 == 0)
+            assert one.blocks_in == (cin <= 4 and kernel != (1, 1) and height % 2 == 0)
             for add in (None, torch.randn_like(plain)):
-                expected = activate(plain.clone() if add is None else plain + add, act)
-                torch.testing.assert_close(run(x, folded, act, add), expected)
+                expected = act.over(plain.clone() if add is None else plain + add)
+                torch.testing.assert_close(run(x, one, act, add), expected)
+                torch.testing.assert_close(CudnnConv(conv, bn, act)(x, add), expected)
 
 
 def test_an_odd_padding_is_left_as_it_is() -> None:
     conv, bn = nn.Conv2d(3, 8, 3, padding=0, bias=False), nn.BatchNorm2d(8).eval()
-    assert not fold(conv, bn, even=True).blocks_in
-    assert not fold(nn.Conv2d(3, 8, 2, padding=1, bias=False), bn, even=True).blocks_in
+    assert not folded(conv, bn, even=True).blocks_in
+    assert not folded(nn.Conv2d(3, 8, 2, padding=1, bias=False), bn, even=True).blocks_in

@@ -1,19 +1,15 @@
-"""Convolution, batch normalisation, addition and ReLU as one kernel of cuDNN's, for weights that do not change.
+"""On an NVIDIA GPU: convolution, batch normalisation, addition and ReLU as one kernel of cuDNN's.
 
 b batch, c channels, h w height and width in pixels.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, pixel_unshuffle
 
-from vertebra.layers.activation import ActType, activate
+from vertebra.runtime.passes.convs import Activation, fold
 
 _CHANNELS = 8
 """A multiple of which the kernels for matrix units take."""
@@ -37,55 +33,38 @@ class Folded:
     """It answers so, with the channels in the order (y, x, c)."""
 
 
-_kept: "WeakKeyDictionary[nn.Module, dict[bool, Folded]]" = WeakKeyDictionary()
-"""By whether the map can be cut into blocks."""
-_unchanging: ContextVar[bool] = ContextVar("unchanging", default=False)
+class CudnnConv(nn.Module):
+    """`act(bn(conv(x)) + add)`: (b, c, h, w) -> (b, d, h', w'), channels-last; one kernel where `act` is a ReLU."""
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, act: Activation) -> None:
+        super().__init__()
+        self._odd = folded(conv, bn, even=False)
+        self._even = folded(conv, bn, even=True) if _in_blocks(conv) else self._odd
+        self._act = act
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+        return run(x, self._even if even else self._odd, self._act, add)
+
+    def extra_repr(self) -> str:
+        return str(self._act)
 
 
-@contextmanager
-def unchanging() -> Generator[None]:
-    """Within, on a GPU, a model's weights are taken for what they were when it was first called so."""
-    token = _unchanging.set(True)
-    try:
-        yield
-    finally:
-        _unchanging.reset(token)
-
-
-def is_unchanging() -> bool:
-    return _unchanging.get()
-
-
-def forget(module: nn.Module) -> None:
-    """Drop what is kept of a convolution."""
-    _kept.pop(module, None)
-
-
-def conv_bn_act(x: Tensor, conv: nn.Conv2d, bn: nn.BatchNorm2d, act: ActType, add: Tensor | None) -> Tensor:
-    """`act(bn(conv(x)) + add)`, (b, c, h, w) channels-last, in evaluation; one kernel where `act` is a ReLU."""
-    even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-    own = _kept.setdefault(conv, {})
-    folded = own.get(even)
-    if folded is None:
-        folded = own[even] = fold(conv, bn, even=even)
-    return run(x, folded, act, add)
-
-
-def run(x: Tensor, folded: Folded, act: ActType, add: Tensor | None) -> Tensor:
+def run(x: Tensor, folded: Folded, act: Activation, add: Tensor | None) -> Tensor:
     if folded.blocks_in:
         x = pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
     if missing := folded.weight.shape[1] * folded.groups - x.shape[1]:
         x = pad(x, (0, 0, 0, 0, 0, missing))
     place = (folded.stride, folded.padding, folded.dilation, folded.groups)
-    fuses = act == "relu" and x.is_cuda
+    fuses = act.name == "relu" and x.is_cuda
     if fuses and add is not None and not folded.blocks_out:
         return torch.cudnn_convolution_add_relu(x, folded.weight, add, 1.0, folded.bias, *place)
     if fuses and add is None:
-        x, act = torch.cudnn_convolution_relu(x, folded.weight, folded.bias, *place), ""
-    else:
-        x = conv2d(x, folded.weight, folded.bias, *place)
+        x = torch.cudnn_convolution_relu(x, folded.weight, folded.bias, *place)
+        return _pixels(x) if folded.blocks_out else x
+    x = conv2d(x, folded.weight, folded.bias, *place)
     x = _pixels(x) if folded.blocks_out else x
-    return activate(x if add is None else x.add_(add), act)
+    return act.over(x if add is None else x.add_(add))
 
 
 def _pixels(x: Tensor) -> Tensor:
@@ -95,12 +74,9 @@ def _pixels(x: Tensor) -> Tensor:
     return blocks.reshape(b, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def fold(conv: nn.Conv2d, bn: nn.BatchNorm2d, *, even: bool) -> Folded:
+def folded(conv: nn.Conv2d, bn: nn.BatchNorm2d, *, even: bool) -> Folded:
     """`even`: the maps that come have an even number of rows and columns."""
-    scale, shift = affine(bn)
-    weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
+    weight, shift = fold(conv, bn)
     assert not isinstance(conv.padding, str)
     stride, padding, dilation = conv.stride, conv.padding, conv.dilation
     blocks_in = even and _in_blocks(conv)
@@ -144,13 +120,3 @@ def in_blocks(weight: Tensor, stride: int) -> Tensor:
             block = (row // 2 + reach[0], column // 2 + reach[1])
             out[y, x, :, :, row % 2, column % 2, block[0], block[1]] = weight[:, :, i, j]
     return out.reshape(len(places) ** 2 * d, 4 * c, *out.shape[-2:])
-
-
-def affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(scale, shift) that a normalisation comes to in evaluation, in double precision."""
-    mean, var = bn.running_mean, bn.running_var
-    assert mean is not None
-    assert var is not None
-    scale = (var.double() + bn.eps).rsqrt()
-    scale = scale if not bn.affine else scale * bn.weight.double()
-    return scale, -mean.double() * scale + (bn.bias.double() if bn.affine else 0.0)
