@@ -66,6 +66,8 @@ def shell(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("config", [CONFIG, FLAT, VIT], ids=["whole", "flat", "vit"])
 def test_every_broken_value(config: dict[str, Any], shell: Path) -> None:
     count = 0
+    (shell / "config.json").write_text(json.dumps(config))
+    opened(shell)
     for what, record in broken(config):
         (shell / "config.json").write_text(json.dumps(record))
         count += refused(lambda: opened(shell), what)

@@ -13,6 +13,8 @@ from vertebra.spec import WeightsError, as_declared, parse_object
 
 HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 FOLDER_SCHEME = "local-dir:"
+_DEEPEST, _WIDEST = 1024, 1 << 16
+"""Blocks and channels (or pixels) beyond which no model is built from a stranger's record: it would take for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,15 @@ def from_config(config: Mapping[str, Any], *, where: str) -> Resolved:
     if config.get("global_pool") is not None:
         options.setdefault("global_pool", config["global_pool"])
     options = as_declared(options, get_type_hints(type(variant)), f"{where}: model_args", WeightsError)
+    _check_extent(options, f"{where}: model_args")
     size: int | tuple[int, int] | None = options.get("img_size")
     image = (size, size) if isinstance(size, int) else size or (cfg.input_size[-2:] if "input_size" in named else None)
     return Resolved(arch, cfg, None, options, image)
+
+
+def _check_extent(options: Mapping[str, Any], where: str) -> None:
+    for name, value in options.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        limit = _DEEPEST if "depth" in name else _WIDEST
+        if any(isinstance(number, int | float) and abs(number) > limit for number in numbers):
+            raise WeightsError(f"{where}: {name} is {str(value)[:40]}; it must be at most {limit}")

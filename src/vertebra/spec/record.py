@@ -61,7 +61,7 @@ def value_as(kind: Any, value: Any, name: str, where: str, error: type[VertebraE
 def check_range(name: str, value: object, where: str, error: type[VertebraError] = VertebraError) -> None:
     """Raise `error` where a value of preprocessing has the right type, and still cannot be."""
     numbers = cast("tuple[float, ...]", value if isinstance(value, tuple) else (value,))
-    if value is None or not name.endswith(("_size", "crop_pct", "std", "mean")):
+    if value is None or isinstance(value, bool) or not name.endswith(("_size", "crop_pct", "std", "mean")):
         return
     if not numbers:
         raise error(f"{where}: {name} is empty; it must be a number a channel")
