@@ -13,6 +13,7 @@ import torch
 from vertebra.data.datasets import Part, class_counts, open_dataset
 from vertebra.data.holdout import with_validation
 from vertebra.data.loader import Loader, Order, target
+from vertebra.data.tables import Columns
 from vertebra.spec import VertebraError
 
 CELLS = ("cat|dog", "dog", "", "eel | cat", "dog|dog|")
@@ -36,7 +37,7 @@ def write(folder: Path, name: str, header: str, cells: list[str]) -> Path:
 
 @pytest.mark.parametrize("name", ["labels.csv", "labels.tsv"])
 def test_a_separator_parts_a_cell_and_an_empty_one_means_none(folder: Path, name: str) -> None:
-    dataset = open_dataset(write(folder, name, "path,labels", list(CELLS)), separator="|")
+    dataset = open_dataset(write(folder, name, "path,labels", list(CELLS)), Columns(separator="|"))
     assert dataset.multi_label
     assert dataset.classes == ("cat", "dog", "eel")
     assert dataset.parts["train"].labels == SETS
@@ -79,7 +80,7 @@ def test_columns_of_zero_and_one_are_classes_in_their_order(folder: Path) -> Non
     assert dataset.classes == ("eel", "dog", "cat")
     assert dataset.parts["train"].labels == ((1, 2), (1,), (1,))
     assert dataset.parts["val"].labels == ((), (0, 2))
-    chosen = open_dataset(folder / "t.csv", columns=["cat", "dog"])
+    chosen = open_dataset(folder / "t.csv", Columns(labels=("cat", "dog")))
     assert chosen.classes == ("cat", "dog")
     assert chosen.parts["val"].labels == ((), (0,))
 
@@ -93,15 +94,15 @@ def test_what_is_unclear_is_refused_with_the_setting_that_helps(folder: Path) ->
         (full, {"separator": ";"}, r"'cat\|dog' looks like 2 classes"),
         (labels, {}, r"line 4 has no path or no label; .*data.label_separator"),
         (ages, {}, r"column 'age' holds '43'.*data.label_columns=\[a, b\]"),
-        (ages, {"columns": ["cat", "agee"]}, "no column of classes 'agee'.*did you mean 'age'"),
-        (ages, {"columns": ["cat"]}, "only one class"),
-        (labels, {"separator": "|", "columns": ["cat"]}, "give one"),
+        (ages, {"labels": ("cat", "agee")}, "no column of classes 'agee'.*did you mean 'age'"),
+        (ages, {"labels": ("cat",)}, "only one class"),
+        (labels, {"separator": "|", "labels": ("cat", "dog")}, "give one"),
         (labels, {"separator": ""}, "separator of labels is empty"),
         (folder, {"separator": "|"}, "are for tables"),
     ]
     for source, options, message in cases:
         with pytest.raises(VertebraError, match=message):
-            open_dataset(source, **options)
+            open_dataset(source, Columns(**options))
 
 
 def test_a_line_that_ends_before_its_split_has_none(folder: Path) -> None:
@@ -128,7 +129,7 @@ def test_names_with_commas_that_are_no_lists_stay(folder: Path) -> None:
 
 
 def test_rows_reach_the_batch(folder: Path) -> None:
-    part = open_dataset(write(folder, "t.csv", "path,label", list(CELLS)), separator="|").parts["train"]
+    part = open_dataset(write(folder, "t.csv", "path,label", list(CELLS)), Columns(separator="|")).parts["train"]
     assert target(part, 3).tolist() == [1, 0, 1]
     assert target(part, 2).tolist() == [0, 0, 0]
     loader = Loader(part, lambda _: torch.zeros(3, 2, 2), Order(images=5, batch_size=5, shuffle=False))
@@ -144,7 +145,7 @@ def test_a_split_gives_each_class_its_share_and_leaves_it_one(folder: Path) -> N
     cells += ["x|y", "x|y", "z"]  # x and y only together
     for i in range(len(cells)):
         (folder / f"{i}.png").write_bytes(b"a")
-    whole = open_dataset(write(folder, "t.csv", "path,label", cells), separator="|")
+    whole = open_dataset(write(folder, "t.csv", "path,label", cells), Columns(separator="|"))
     split = with_validation(whole, 0.2, 0)
     counts = {name: class_counts(part, whole.classes) for name, part in split.parts.items()}
     for name, total in class_counts(whole.parts["train"], whole.classes).items():
@@ -159,7 +160,7 @@ def test_a_split_gives_each_class_its_share_and_leaves_it_one(folder: Path) -> N
 
 
 def test_no_class_loses_its_last_image_to_a_split(folder: Path) -> None:
-    whole = open_dataset(write(folder, "t.csv", "path,label", ["a|b", "a|c", "b|c"]), separator="|")
+    whole = open_dataset(write(folder, "t.csv", "path,label", ["a|b", "a|c", "b|c"]), Columns(separator="|"))
     for seed in range(8):
         train = with_validation(whole, 0.1, seed).parts["train"]
         assert min(class_counts(train, whole.classes).values()) >= 1

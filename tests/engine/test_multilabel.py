@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import vertebra
 from tests.engine.conftest import tiny_run
 from vertebra.cli import app
+from vertebra.data.tables import Columns
 from vertebra.engine import outdir
 from vertebra.engine.config import RunConfig
 from vertebra.engine.multilabel import MultiAnswers, measure, settle, smoothed
@@ -144,7 +145,7 @@ def test_the_commands_read_it_as_it_was_trained(
         (SEVERAL[:1], "and loss.kind=cross_entropy expects exactly one class per image; set loss.kind=bce"),
         ((*SEVERAL[:1], "loss.kind=focal"), "loss.kind=focal .*set loss.kind=bce"),
         ((*SEVERAL, "distill.teacher=dla34"), "leave distill.teacher out"),
-        ((*SEVERAL, "data.label_columns=[ash]"), "give one"),
+        ((*SEVERAL, "data.label_columns=[ash, oak]"), "give one"),
         (("data.label_separator=", "loss.kind=bce"), "line .* has no path or no label"),
         (('data.label_separator=""',), "label_separator is empty"),
     ],
@@ -170,7 +171,7 @@ def test_one_hot_columns_are_one_class_an_image_for_cross_entropy(table: Path, t
     several = validation_split(hot, ("elm", "yew", "ash"), 3, split=None, names=None, multi_label=True).part
     assert (several.labels, several.classes) == (((2,), (0,), (2,)), 3)
     with pytest.raises(VertebraError, match="the model expects exactly one class per image; give one that was trained"):
-        validation_split(table, NAMES, 3, split=None, names=None, separator="|")
+        validation_split(table, NAMES, 3, split=None, names=None, columns=Columns(separator="|"))
 
 
 def test_metrics_are_those_of_torchmetrics() -> None:

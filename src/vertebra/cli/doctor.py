@@ -1,19 +1,18 @@
 """`vertebra doctor`: what is wrong with a data set, before a training finds out."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vertebra.cli.options import LabelColumn, LabelSeparator, PathColumn, SplitColumn, columns_as_options
 from vertebra.cli.text import complain, console, print_json, put, quoted, say, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.table import Table
 
     from vertebra.data.datasets import Dataset
     from vertebra.data.doctor import Entry, Finding, Report
+    from vertebra.data.tables import Columns
 
 EXAMPLES = 3
 """Cases of a finding that the table shows."""
@@ -27,13 +26,10 @@ def doctor(
         str, typer.Argument(metavar="DATA", help="Class folders, .zip, .tar, .csv, .tsv, .parquet or hf:NAME.")
     ],
     everything: Annotated[bool, typer.Option("--all", help="A line for each case, in place of the table.")] = False,
-    label_separator: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="In a table, what stands between a photo's labels.")
-    ] = None,
-    label_column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="In a table, a column of 0 and 1 that is a class; give each of them."),
-    ] = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    label_separator: LabelSeparator = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="by cores")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object with every case.")] = False,
 ) -> None:
@@ -54,8 +50,10 @@ def doctor(
     `vertebra doctor labels.csv --label-separator '|'`
     """
     from vertebra.data.datasets import one_each, open_dataset
+    from vertebra.data.tables import Columns
 
-    dataset = one_each(open_dataset(data, separator=label_separator, columns=label_column or ()))
+    columns = Columns(path_column, tuple(label_column or ()), split_column, label_separator)
+    dataset = one_each(open_dataset(data, columns))
     if dataset.note:
         complain(dataset.note)
     report = _examine(dataset, workers)
@@ -64,7 +62,7 @@ def doctor(
     elif everything:
         _print_all(report)
     else:
-        _print(report, _told(dataset.multi_label, label_separator, label_column or ()))
+        _print(report, _told(dataset.multi_label, columns))
     if report.of("error"):
         raise typer.Exit(1)
 
@@ -153,15 +151,11 @@ def _next(report: "Report", told: tuple[str, str]) -> str:
     return f"next       nothing found: {train} --model NAME"
 
 
-def _told(multi_label: bool, separator: str | None, columns: "Sequence[str]") -> tuple[str, str]:
-    """What doctor, and what train, must be told of the labels, as it stands on a command line."""
-    options = ["--label-separator", separator] if separator is not None else []
-    options += [word for name in columns for word in ("--label-column", name)]
-    settings = [f"data.label_separator={separator}"] if separator is not None else []
-    settings += [f"data.label_columns={json.dumps(columns, ensure_ascii=False)}"] if columns else []
-    settings += ["loss.kind=bce"] if multi_label else []
-    settings = [word for setting in settings for word in ("--set", setting)]
-    first, second = ("".join(f" {quoted(word)}" for word in words) for words in (options, settings))
+def _told(multi_label: bool, columns: "Columns") -> tuple[str, str]:
+    """What doctor, and what train, must be told of a table, as it stands on a command line."""
+    options = columns_as_options(columns)
+    more = ["--set", "loss.kind=bce"] if multi_label else []
+    first, second = ("".join(f" {quoted(word)}" for word in words) for words in (options, options + more))
     return first, second
 
 

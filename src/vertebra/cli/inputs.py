@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vertebra.spec import PHOTO
+from vertebra.spec import PHOTO, is_litter
 
 
 def expand(named: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
@@ -45,5 +45,5 @@ def _in_folder(folder: Path) -> tuple[list[Path], str]:
 
 def _walk(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
     for where, folders, files in os.walk(folder, onerror=unreadable.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(where, name) for name in files if PHOTO.search(name) and not name.startswith("."))
+        folders[:] = [name for name in folders if not is_litter(name)]
+        yield from (Path(where, name) for name in files if PHOTO.search(name) and not is_litter(name))

@@ -9,6 +9,7 @@ import typer
 
 from vertebra.cli.classify import OWN_MODEL
 from vertebra.cli.group import INTERRUPTED
+from vertebra.cli.options import LabelColumn, LabelSeparator, PathColumn, SplitColumn, columns_as_settings
 from vertebra.cli.text import complain, console, first_process, quoted, shown
 from vertebra.spec import VertebraError, WeightsUnavailableError
 
@@ -35,6 +36,10 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Start from this local checkpoint; nothing is downloaded.")
     ] = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    label_separator: LabelSeparator = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as optim.lr=1e-4.")
     ] = None,
@@ -63,6 +68,7 @@ def train(
     `vertebra classify new.jpg --model runs/mine`
     """
     _check_installed()
+    from vertebra.data.tables import Columns
     from vertebra.engine.outdir import watched
     from vertebra.engine.rules import check
     from vertebra.engine.settings import as_dict, config_hash, with_settings
@@ -75,7 +81,8 @@ def train(
     chosen = _recipe(recipe) if goes_on is None else _saved(goes_on, recipe, out)
     if any(setting.partition("=")[0].strip() == "recipe" for setting in settings or []):
         raise typer.BadParameter("--set recipe=NAME would change no more than the name; give --recipe NAME")
-    chosen = with_settings(_chosen(chosen, data, model, pretrained, weights, config), settings or [])
+    table = columns_as_settings(Columns(path_column, tuple(label_column or ()), split_column, label_separator))
+    chosen = with_settings(_chosen(chosen, data, model, pretrained, weights, config), [*table, *(settings or [])])
     check(chosen)
     folder = goes_on or out or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
     tell = console() if first_process() else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vertebra.cli.options import exported, pick_device
+from vertebra.cli.options import LabelColumn, LabelSeparator, PathColumn, SplitColumn, exported, pick_device
 from vertebra.cli.text import complain, console, first_process, print_json, put, shown
 from vertebra.spec import VertebraError
 
@@ -41,12 +41,10 @@ def validate(
             metavar="FILE.csv", help="A table of class folders and names, where they differ.", show_default="the run's"
         ),
     ] = None,
-    label_separator: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT", help="In a table, what stands between a photo's labels.", show_default="the run's"
-        ),
-    ] = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    label_separator: LabelSeparator = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos that the model sees at once.")] = 64,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read.", show_default="by cores")] = None,
     device: Annotated[
@@ -83,6 +81,7 @@ def validate(
 
     `vertebra validate photos.csv --model dla34.onnx --per-class`
     """
+    from vertebra.data.tables import Columns
     from vertebra.engine.predict import known_classes
     from vertebra.engine.validate import trained, validation_split
     from vertebra.hub.factory import load_model
@@ -104,7 +103,7 @@ def validate(
         split=split,
         names=None if names is None else str(names),
         multi_label=bool(loaded.pretrained_cfg.get("multi_label")),
-        separator=label_separator,
+        columns=Columns(path_column, tuple(label_column or ()), split_column, label_separator),
         run=trained(model),
     )
     if confusion is not None and chosen.part.classes is not None:

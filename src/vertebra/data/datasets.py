@@ -7,62 +7,22 @@ and label, or `hf:NAME`.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from vertebra.data.boundary import refuse_large
-from vertebra.data.members import Member, list_folder, list_tar, list_zip
-from vertebra.data.tables import Label, check_names, read_table
-from vertebra.spec.errors import VertebraError, unknown_name
-from vertebra.spec.photo import PHOTO
+from vertebra.data.listing import Listing, Row, Sample, expand, from_files
+from vertebra.data.members import Member
+from vertebra.data.splits import split_named, split_of
+from vertebra.data.tables import Columns, check_names, is_table, read_table
+from vertebra.spec.errors import VertebraError
 
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
-_LONGEST = 2**16
-"""Bytes of a label in a shard."""
-
-
-class Sample(Protocol):
-    """Something with a name, a size in bytes (0: unknown) and content."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def size(self) -> int: ...
-
-    def read(self) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An image as DATA lists it."""
-
-    sample: Sample
-    label: Label
-    split: str | None
-    """None: DATA does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Listing:
-    """DATA as it lies there."""
-
-    rows: list[Row]
-    classes: tuple[str, ...] | None = None
-    """In their order, where DATA says it."""
-    left_out: tuple[str, ...] = ()
-    unlabelled: int = 0
-    empty: tuple[str, ...] = ()
+_NUMBER = re.compile(r"-?\d+(\.\d*)?", re.ASCII)
+_ALL = Columns()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +99,19 @@ class Dataset:
         return {"classes": list(self.classes), "parts": parts}
 
 
-def open_dataset(
-    source: str | Path,
-    *,
-    separator: str | None = None,
-    columns: Sequence[str] = (),
-) -> Dataset:
+def open_dataset(source: str | Path, columns: Columns = _ALL) -> Dataset:
     """List DATA; its classes in the order of a table's columns, else sorted, numbers by value.
 
-    Tables only: `separator` stands between an image's classes, or `columns` of 0 and 1 say which it has.
+    `columns`: of a table, where its header does not say by itself what is what.
     """
     source = str(source)
-    listing = _listing(source, separator, columns)
+    listing = _listing(source, columns)
     rows = listing.rows
     if not rows:
         raise VertebraError(f"{source} holds no images; give a folder of class folders, or a table of path,label")
     found = {name for row in rows for name in ((row.label,) if isinstance(row.label, str) else row.label)}
     names = tuple(listing.classes or sorted(found, key=_by_number))
+    _check_written(source, names)
     if len(names) < 2:
         raise VertebraError(f"{source}: only one class ({', '.join(found)}); there must be two or more to tell apart")
     index = {name: number for number, name in enumerate(names)}
@@ -198,30 +154,42 @@ def class_counts(part: Part, classes: Sequence[str]) -> dict[str, int]:
     return {name: counts[number] for number, name in enumerate(classes)}
 
 
-def _by_number(name: str) -> tuple[int, int, str]:
-    return (0, int(name), name) if name.isascii() and name.isdigit() else (1, 0, name)
+def _by_number(name: str) -> tuple[int, float, str]:
+    if not _NUMBER.fullmatch(name):
+        return (1, 0, name)
+    return (0, float(name) if "." in name else int(name), name)
 
 
-def _listing(source: str, separator: str | None, columns: Sequence[str]) -> _Listing:
+def _check_written(source: str, classes: Iterable[str]) -> None:
+    """Raise for a name that could not be read back from a list of one name a line in UTF-8, which a run leaves."""
+    for name in classes:
+        line_break = any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name)
+        if line_break or any("\ud800" <= char <= "\udfff" for char in name):
+            kind = "holds a line break or another control character" if line_break else "is no UTF-8"
+            raise VertebraError(f"{source}: class {name!r} {kind}, and could not be written down; call it otherwise")
+
+
+def _listing(source: str, columns: Columns) -> Listing:
     hub = source.startswith("hf:")
     if not hub:
-        paths = _expand(source)
-        if paths[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
-            return _from_table(paths[0], separator, columns)
-    if separator is not None or columns:
+        paths = expand(source)
+        if is_table(paths[0]):
+            return _from_table(paths[0], columns)
+    if columns != _ALL:
         raise VertebraError(
-            f"{source}: label_separator and label_columns are for tables (.csv, .tsv, .parquet); leave them out"
+            f"{source}: path_column, label_columns, split_column and label_separator are for tables (.csv, .tsv, "
+            ".parquet); leave them out"
         )
-    return _from_hub(source.removeprefix("hf:")) if hub else _from_files(source)
+    return _from_hub(source.removeprefix("hf:")) if hub else from_files(source)
 
 
-def _from_hub(name: str) -> _Listing:
+def _from_hub(name: str) -> Listing:
     """Splits are left out by their names: whoever put it there named them, and nobody here can name them anew."""
     from vertebra.data.huggingface import splits
 
     rows, left_out = list[Row](), list[str]()
     for split, found in splits(name):
-        known = SPLITS.get(split.lower())
+        known = split_of(split)
         if known is None:
             left_out.append(split)
         else:
@@ -231,159 +199,12 @@ def _from_hub(name: str) -> _Listing:
             f"hf:{name}: split {left_out[0]!r} is none of train, val and test, and there is no other to read; "
             "save its images as class folders, or as a table of path and label"
         )
-    return _Listing(rows, left_out=tuple(left_out))
+    return Listing(rows, left_out=tuple(left_out))
 
 
-def _from_files(source: str) -> _Listing:
-    """Images in class folders. What is no split, beside a train split, is left out: folders and archives."""
-    paths = _expand(source)
-    if len(paths) == 1 and paths[0].is_dir():
-        members = list(list_folder(paths[0]))
-        paths = _archives(paths[0], members)
-        if not paths:
-            return replace(_from_members([(members, None)]), empty=_empty(Path(source).expanduser(), members))
-    splits = {path: _split_of_name(path.stem, alone=len(paths) == 1) for path in paths}
-    beside = [path for path in paths if splits[path] is None] if "train" in splits.values() else []
-    read = [path for path in paths if path not in beside]
-    listed = (
-        (list(list_zip(path) if path.suffix.lower() == ".zip" else list_tar(path)), splits[path]) for path in read
-    )
-    found = _from_members(listed)
-    return replace(found, left_out=(*(path.name for path in beside), *found.left_out))
-
-
-def _empty(root: Path, members: Sequence[Member]) -> tuple[str, ...]:
-    """Folders beside those of classes in which no photo lies."""
-    held = set[str]()
-    for member in members:
-        folder = member.inner.rpartition("/")[0]
-        if folder not in held and PHOTO.search(member.inner):
-            held.add(folder)
-    held |= {folder[:at] for folder in held for at, sign in enumerate(folder) if sign == "/"}
-    found = list[str]()
-    for level in ("", *sorted(name for name in held if name.lower() in SPLITS)):
-        with os.scandir(root / level) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
-        found += [inner for name in names if (inner := f"{level}/{name}".lstrip("/")) not in held]
-    return tuple(found)
-
-
-def _archives(root: Path, members: Iterable[Member]) -> list[Path]:
-    """Those in the folder itself. Raises where there are photos beside them: one of both would be left out."""
-    found = [Path(m.container) for m in members if "/" not in m.inner and m.inner.lower().endswith((".zip", ".tar"))]
-    photo = next((m.inner for m in members if PHOTO.search(m.inner)), None)
-    if found and photo is not None:
-        raise VertebraError(
-            f"{root} holds archives ({found[0].name}) and photos ({photo}), and only one of both can be the data: "
-            "move the other elsewhere"
-        )
-    return found
-
-
-def _expand(source: str) -> list[Path]:
-    """`train-{000..004}.tar` and plain paths; each must exist."""
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", source)
-    if braces:
-        low, high = braces.groups()
-        numbers = (str(n).zfill(len(low)) for n in range(int(low), int(high) + 1))
-        paths = [Path(source[: braces.start()] + n + source[braces.end() :]).expanduser() for n in numbers]
-    else:
-        paths = [Path(source).expanduser()]
-    for path in paths:
-        if not path.exists():
-            raise VertebraError(f"no data at {path}; give a folder, .zip, .tar, .csv, .tsv, .parquet or hf:NAME")
-        if not path.is_dir() and path.suffix.lower() not in (".zip", ".tar", ".csv", ".tsv", ".parquet"):
-            raise VertebraError(f"{path}: data is a folder, .zip, .tar, .csv, .tsv, .parquet or hf:NAME")
-    return paths
-
-
-def _split_of_name(stem: str, *, alone: bool) -> str | None:
-    """`train-0`, `validation_003`, `imagenet1k-val-12` -> the split; what names none, or several, does not say.
-
-    `alone`: there is no other archive to be told from, so that only a first word is meant to say it.
-    """
-    first, *others = (SPLITS.get(word) for word in re.split(r"[-_.]", stem.lower()))
-    named = {split for split in others if split is not None}
-    return first or (named.pop() if len(named) == 1 and not alone else None)
-
-
-def split_named(name: str, where: str = "") -> str:
-    """train, val or test, whichever of their usual names it is. Raises `UnknownNameError`."""
-    split = SPLITS.get(name.lower())
-    if split is None:
-        raise unknown_name("split", name, dict.fromkeys(SPLITS.values()), where=where)
-    return split
-
-
-def _from_members(listed: Iterable[tuple[list[Member], str | None]]) -> _Listing:
-    """Of folders or archives, each with the split that its name says."""
-    rows, left_out, unlabelled = list[Row](), dict[str, None](), 0
-    for members, split in listed:
-        labels = [m for m in members if m.inner.endswith(".cls")]
-        if labels:
-            rows += _from_shard(members, labels, split)
-            continue
-        photos = [(member, member.inner.split("/")) for member in members if PHOTO.search(member.inner)]
-        tops = {parts[0] for _, parts in photos}
-        splits_named = {top.lower() for top in tops} & set(SPLITS)
-        if len(tops) == 1 and all(len(parts) > 2 for _, parts in photos) and not splits_named:  # all in one folder
-            photos = [(member, parts[1:]) for member, parts in photos]
-        divided = {parts[0]: SPLITS[parts[0].lower()] for _, parts in photos if _in_split(parts)}
-        shared_out = "train" in divided.values()
-        for member, parts in photos:
-            known = divided.get(parts[0])
-            loose = SPLITS.get(parts[0].lower()) if len(parts) == 2 and (shared_out or known) else None
-            if loose == "test" and not known:
-                unlabelled += 1
-                continue
-            if shared_out and not known and not loose and len(parts) > 1:
-                left_out[parts[0]] = None
-                continue
-            inner = parts[1:] if known or loose else parts
-            if len(inner) < 2:
-                raise VertebraError(
-                    f"{member.name} lies in no class folder; photos belong into a folder named after their class"
-                )
-            rows.append(Row(member, inner[0], known or split))
-    return _Listing(rows, left_out=tuple(left_out), unlabelled=unlabelled)
-
-
-def _in_split(parts: list[str]) -> bool:
-    """Whether a path is that of a photo in a class folder of a split's folder."""
-    return len(parts) > 2 and parts[0].lower() in SPLITS
-
-
-def _from_shard(members: Iterable[Member], labels: Iterable[Member], split: str | None) -> Iterator[Row]:
-    """WebDataset: `key.jpg` beside `key.cls` (an index or a name). Beside it, `key.mask.png` is something else."""
-    by_key = {member.inner.removesuffix(".cls"): member for member in labels}
-    photos = defaultdict[str, list[tuple[Member, str]]](list)
-    for member in members:
-        if PHOTO.search(member.inner):
-            folder, _, file = member.inner.rpartition("/")
-            name, _, kind = file.partition(".")
-            photos[f"{folder}/{name}" if folder else name].append((member, kind))
-    for key, found in photos.items():
-        if key not in by_key:
-            raise VertebraError(f"{found[0][0].name} has no label: there is no {key}.cls beside it")
-        plain = [member for member, kind in found if "." not in kind] or [member for member, _ in found]
-        if len(plain) > 1:
-            raise VertebraError(
-                f"{plain[0].name} and {plain[1].name} share one label, and either could be its image; keep one"
-            )
-        yield Row(plain[0], _label_in(by_key[key]), split)
-
-
-def _label_in(member: Member) -> str:
-    refuse_large(member.name, max(member.size, member.unpacked), _LONGEST)
-    try:
-        return member.read().decode().strip()
-    except UnicodeDecodeError as error:
-        raise VertebraError(f"{member.name}: a label is a class's name or number in UTF-8; this is neither") from error
-
-
-def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> _Listing:
+def _from_table(path: Path, columns: Columns) -> Listing:
     """Paths are relative to the table's own folder."""
-    table = read_table(path, separator, columns)
+    table = read_table(path, columns)
     rows: list[Row] = []
     for name, label, split in table.lines:
         file = path.parent / Path(name).expanduser()
@@ -394,4 +215,4 @@ def _from_table(path: Path, separator: str | None, columns: Sequence[str]) -> _L
     check_names(
         str(path), sorted({name for row in rows for name in ([row.label] if isinstance(row.label, str) else row.label)})
     )
-    return _Listing(rows, table.classes)
+    return Listing(rows, table.classes)

@@ -117,9 +117,9 @@ def what_is(stream: BinaryIO) -> str:
             return f"is {kind}, which is not read here; save it as an ordinary JPEG or as PNG"
     for pattern, kind in _KNOWN:
         if pattern.match(head):
-            return f"is {kind}; formats read here: {', '.join(formats())}"
+            return f"is {kind}, not an image of a format read here ({', '.join(formats())})"
     if head and not any(byte < 9 or 13 < byte < 27 for byte in head):
-        return f"is text, or damaged beyond recognition; formats read here: {', '.join(formats())}"
+        return f"not an image, but text, or damaged beyond recognition; formats read here: {', '.join(formats())}"
     return f"not an image, or damaged beyond recognition; formats read here: {', '.join(formats())}"
 
 

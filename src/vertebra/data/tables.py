@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,32 @@ from pathlib import Path
 from typing import Any, cast
 
 from vertebra.data.boundary import open_regular, read_regular, refuse_large
+from vertebra.data.splits import split_of
 from vertebra.spec.errors import VertebraError, did_you_mean
 
-_PATH = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
-_LABEL = ("label", "class", "target", "category", "class_name", "label_name", "labels", "classes", "tags")
-_SPLIT = ("split", "subset", "set", "partition")
+_PATH = (
+    *(
+        "path",
+        "file",
+        "filename",
+        "filepath",
+        "image",
+        "imagepath",
+        "imagefile",
+        "imagename",
+        "img",
+        "imgpath",
+        "fname",
+    ),
+    *("paths", "files", "filenames", "filepaths", "images", "imageid", "name"),
+)
+_LABEL = ("label", "class", "target", "category", "classname", "labelname", "labels", "classes", "tags")
+_SPLIT = ("split", "subset", "set", "partition", "dataset", "phase")
+_FLAG = re.compile(r"is[\s_-]+", re.IGNORECASE)
+"""Begins the name of a column that marks a split by 1, as `is_valid`."""
 _MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _SEPARATORS = ("|", ";", ",")
+TABLES = (".csv", ".tsv", ".parquet")
 _MOST, _LINES = 2**31, 2**25
 """Bytes of a table, unpacked, and lines of a packed one."""
 
@@ -34,38 +54,122 @@ class Table:
     """In the order of their columns, where each has one of 0 and 1."""
 
 
-def read_table(path: Path, separator: str | None = None, columns: Sequence[str] = ()) -> Table:
-    """A label is one class; several, where `separator` stands between them or Parquet holds lists.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What is what in a table whose header does not say so; nothing: what its usual names say."""
 
-    Without a column of labels, each further column is a class, marked by 1 or 0; or only those called `columns`.
+    path: str | None = None
+    labels: tuple[str, ...] = ()
+    """One: the column of labels. Several: columns of 0 and 1, each a class."""
+    split: str | None = None
+    separator: str | None = None
+    """What stands between an image's labels, where it may have several or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """Where a table has what."""
+
+    path: int
+    label: int | None
+    classes: dict[str, int]
+    split: int | None
+    flags: dict[int, str]
+    """Columns of 0 and 1 that mark a split each."""
+
+    def split_of(self, line: Sequence[Any], where: str) -> str:
+        """As the table calls it; "" where it does not say."""
+        if self.split is not None:
+            return _text_of(line[self.split]) if self.split < len(line) else ""  # a short line: empty
+        marked = dict[str, bool]()
+        for column, split in self.flags.items():
+            text = _text_of(line[column]) if column < len(line) else ""
+            mark = _MARKS.get(text.lower())
+            if mark is None and split_of(text) is not None:
+                return text
+            if mark is None and text:
+                raise VertebraError(f"{where}: the column that marks split {split!r} holds {text!r}; it takes 1 and 0")
+            if mark is not None:
+                marked[split] = mark
+        if marked.get("train") is False and not any(marked.values()):
+            return "val"
+        return next((split for split, is_one in marked.items() if is_one), "train" if marked else "")
+
+
+def is_table(source: str | Path) -> bool:
+    """By the end of its name."""
+    return str(source).lower().endswith(TABLES)
+
+
+def read_table(path: Path, columns: Columns) -> Table:
+    """A label is one class; several, where a separator stands between them or Parquet holds lists.
+
+    Without a column of labels, each further column is a class, marked by 1 or 0; or only those that `columns` names.
     """
-    header, lines = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
-    names = [name.strip().lower() for name in header]
-    image, label, split = (_column(names, wanted) for wanted in (_PATH, _LABEL, _SPLIT))
-    if separator == "":
+    if columns.separator == "":
         raise VertebraError("the separator of labels is empty; give what stands between two, as '|'")
-    if columns and separator:
+    if len(columns.labels) > 1 and columns.separator:
         raise VertebraError("labels stand in one column, parted by a separator, or in columns of 0 and 1; give one")
-    classes = _class_columns(path, header, columns, {image, split}) if columns or label is None else {}
-    if image is None or (label is None and not classes):
-        raise VertebraError(
-            f"{path}: its first line must name the columns, one of {', '.join(_PATH[:3])} and one of "
-            f"{', '.join(_LABEL[:3])} among them; it is {','.join(header)!r}"
-        )
-    at = -1 if label is None else label
-    several = separator is not None or any(isinstance(line[at], list) for _, line in lines if at < len(line))
+    names, lines = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
+    header = _header(path, names, columns)
+    at = -1 if header.label is None else header.label
+    several = columns.separator is not None or any(isinstance(line[at], list) for _, line in lines if at < len(line))
     found: list[tuple[str, Label, str]] = []
     for number, line in lines:
         where = f"{path}: line {number}"
-        if len(line) <= max(image, *classes.values(), label or 0) or not line[image]:
+        if len(line) <= max(header.path, *header.classes.values(), header.label or 0) or not line[header.path]:
             raise VertebraError(f"{where} has no path or no label")
-        if classes:
-            cell = tuple(name for name, column in classes.items() if _marked(line[column], name, where))
+        if isinstance(line[header.path], dict):
+            raise VertebraError(f"{path}: holds the images themselves, not their paths; give hf:{path.parent}")
+        if header.classes:
+            cell = tuple(name for name, column in header.classes.items() if _marked(line[column], name, where))
         else:
-            cell = _classes(line[at], separator, several, where)
-        named = "" if split is None or split >= len(line) else str(line[split] or "").strip()  # a short line: empty
-        found.append((str(line[image]), cell, named))
-    return Table(found, tuple(classes) or None)
+            cell = _classes(line[at], columns.separator, several, where)
+        found.append((str(line[header.path]), cell, header.split_of(line, where)))
+    return Table(found, tuple(header.classes) or None)
+
+
+def _header(path: Path, names: Sequence[str], columns: Columns) -> _Header:
+    image = _column(names, _PATH) if columns.path is None else _asked(path, names, columns.path, "paths")
+    split = _column(names, _SPLIT) if columns.split is None else _asked(path, names, columns.split, "splits")
+    flags = {number: said for number, name in enumerate(names) if _FLAG.match(name) and (said := split_of(name))}
+    if columns.split is not None and split is not None:
+        flags = {split: said} if (said := split_of(columns.split)) else {}  # called as one split, it marks that
+        split = None if flags else split
+    elif split is not None and flags:
+        raise VertebraError(
+            f"{path}: columns {names[split]!r} and {names[next(iter(flags))]!r} both say which split an image is in; "
+            "choose one (data.split_column; on a command line --split-column)"
+        )
+    label = _column(names, _LABEL)
+    if len(columns.labels) == 1:
+        label = _asked(path, names, columns.labels[0], "labels")
+    classes = dict[str, int]()
+    if len(columns.labels) > 1:
+        classes = {name: _asked(path, names, name, "classes") for name in columns.labels}
+    elif label is None:
+        free = {name.strip(): n for n, name in enumerate(names) if n not in {image, split, *flags} and name.strip()}
+        classes = free if len(free) > 1 else {}
+    if image is None or (label is None and not classes):
+        raise VertebraError(
+            f"{path}: its first line must name the columns, one of {', '.join(_PATH[:3])} and one of "
+            f"{', '.join(_LABEL[:3])} among them, or you do (--path-column, --label-column; data.path_column, "
+            f"data.label_columns); it is {','.join(names)!r}"
+        )
+    return _Header(image, label, classes, split, flags)
+
+
+def _text_of(cell: Any) -> str:
+    return "" if cell is None else str(cell).strip()
+
+
+def _asked(path: Path, names: Sequence[str], name: str, what: str) -> int:
+    """Where the column is that somebody named."""
+    known = {known.strip(): number for number, known in enumerate(names)}
+    if name.strip() not in known:
+        hint = did_you_mean(name, known) or f"; it has {', '.join(known)}"
+        raise VertebraError(f"{path} has no column of {what} {name!r}{hint}")
+    return known[name.strip()]
 
 
 def _classes(cell: Any, separator: str | None, several: bool, where: str) -> Label:
@@ -73,21 +177,11 @@ def _classes(cell: Any, separator: str | None, several: bool, where: str) -> Lab
         if cell in ("", None):
             raise VertebraError(
                 f"{where} has no path or no label; where images may have none or several, give what stands between two "
-                "(data.label_separator='|'; doctor and validate: --label-separator '|')"
+                "(data.label_separator='|'; on a command line --label-separator '|')"
             )
         return str(cell).strip()
     parts: list[Any] = cast("list[Any]", cell) if isinstance(cell, list) else str(cell or "").split(separator)
     return tuple(dict.fromkeys(name for name in (str(part).strip() for part in parts) if name))
-
-
-def _class_columns(path: Path, header: Sequence[str], asked: Sequence[str], taken: set[int | None]) -> dict[str, int]:
-    """Class -> its column: those asked for, or all that nothing else is known of, two or more."""
-    free = {name.strip(): number for number, name in enumerate(header) if number not in taken and name.strip()}
-    for name in asked:
-        if name not in free:
-            hint = did_you_mean(name, free) or f"; it has {', '.join(free)}"
-            raise VertebraError(f"{path} has no column of classes {name!r}{hint}")
-    return {name: free[name] for name in asked} or (free if len(free) > 1 else {})
 
 
 def _marked(cell: Any, name: str, where: str) -> bool:
@@ -95,8 +189,8 @@ def _marked(cell: Any, name: str, where: str) -> bool:
     if mark is None:
         raise VertebraError(
             f"{where}: column {name!r} holds {str(cell)!r}, where a column a class holds 0 and 1; name those that are "
-            "classes (data.label_columns=[a, b]; doctor: --label-column a --label-column b), or call the one that "
-            "holds labels 'label'"
+            "classes (data.label_columns=[a, b]; on a command line --label-column a --label-column b), or call the one "
+            "that holds labels 'label'"
         )
     return mark
 
@@ -110,13 +204,14 @@ def check_names(source: str, names: Sequence[str]) -> None:
             if len(several) > 1 and all(occurs[part] > 1 for part in several):
                 raise VertebraError(
                     f"{source}: label {name!r} looks like {len(several)} classes at once; if it is, set "
-                    f"data.label_separator='{separator}' and loss.kind=bce (doctor and validate: --label-separator "
+                    f"data.label_separator='{separator}' and loss.kind=bce (on a command line --label-separator "
                     f"'{separator}'); if not, call it something else"
                 )
 
 
 def _column(names: Sequence[str], wanted: Sequence[str]) -> int | None:
-    return next((names.index(name) for name in wanted if name in names), None)
+    plain = [re.sub(r"[\s_-]", "", name).lower() for name in names]
+    return next((plain.index(name) for name in wanted if name in plain), None)
 
 
 def _text(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:

@@ -32,7 +32,12 @@ class DataConfig:
     label_separator: str | None = None
     """Tables: what stands between the classes of an image that has several, as |; None: a label is one class."""
     label_columns: tuple[str, ...] | None = None
-    """Tables: columns of 0 and 1, one a class; None: all that are left, where there is no column of labels."""
+    """Tables: the column of labels, or several of 0 and 1, one a class; None: that of a usual name, or, where there is
+    none, all that are left."""
+    path_column: str | None = None
+    """Tables: the column of paths; None: that of a usual name."""
+    split_column: str | None = None
+    """Tables: the column that says train, val or test, or marks one of them by 1; None: that of a usual name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,8 +158,8 @@ def _start_rules(c: RunConfig) -> Rules:
     frozen = c.freeze.depth != 0
     return [
         (
-            c.data.label_separator is not None and bool(c.data.label_columns),
-            "data.label_separator is for one column of labels, data.label_columns for columns of 0 and 1; give one",
+            c.data.label_separator is not None and len(c.data.label_columns or ()) > 1,
+            "data.label_separator is for one column of labels, data.label_columns names several of 0 and 1; give one",
         ),
         (
             c.data.label_separator == "",

@@ -23,7 +23,8 @@ from vertebra.data.holdout import with_validation
 from vertebra.data.loader import Loader, Order, default_workers
 from vertebra.data.memory import keep_freed_memory
 from vertebra.data.mix import Mixup
-from vertebra.engine.config import RunConfig
+from vertebra.data.tables import Columns
+from vertebra.engine.config import DataConfig, RunConfig
 from vertebra.engine.ema import Ema
 from vertebra.engine.evaluate import eval_loader
 from vertebra.engine.gradients import Gradients
@@ -200,9 +201,14 @@ def _gradients(
     return Gradients(compute, model, record=config.cuda_graphs and plain and alone)
 
 
+def columns_of(config: DataConfig) -> Columns:
+    """What is what in a table."""
+    return Columns(config.path_column, config.label_columns or (), config.split_column, config.label_separator)
+
+
 def _dataset(config: RunConfig) -> Dataset:
     c = config.data
-    listed = open_dataset(c.source, separator=c.label_separator, columns=c.label_columns or ())
+    listed = open_dataset(c.source, columns_of(c))
     return with_validation(settle(config, listed), c.val_share, config.seed)
 
 

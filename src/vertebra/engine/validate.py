@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.data import create_transform, resolve_model_data_config
-from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset, split_named
+from vertebra.data.datasets import Dataset, Part, any_number, one_each, open_dataset
 from vertebra.data.holdout import with_validation
 from vertebra.data.labels import places
+from vertebra.data.splits import split_named
+from vertebra.data.tables import Columns, is_table
 from vertebra.engine import multilabel
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, eval_loader, evaluate
@@ -27,7 +29,7 @@ from vertebra.engine.outdir import CONFIG, MODEL
 from vertebra.engine.predict import Classifier
 from vertebra.engine.reading import Transform
 from vertebra.engine.settings import with_file
-from vertebra.engine.setup import readable
+from vertebra.engine.setup import columns_of, readable
 from vertebra.engine.speed import SOME
 from vertebra.hub.pretrained import own_record
 from vertebra.models.backbone import Backbone
@@ -82,17 +84,18 @@ def validation_split(
     split: str | None,
     names: str | None,
     multi_label: bool = False,
-    separator: str | None = None,
+    columns: Columns | None = None,
     run: Trained | None = None,
 ) -> Split:
     """What to validate on, its labels as the model counts classes; sets of them for a `multi_label` model.
 
     `split` None: "val", else "test", else all there is. `known`: what the model calls its classes; class folders are
     matched with them by name (through the table `names`, where one is given), or, where the model has no names, in
-    order. `separator`: as `open_dataset` takes it. `run`, which the model is from: its table of names, its separator or
-    columns, and, where DATA are the very images that it shared out, its splits. Raises `VertebraError`.
+    order. `columns`: as `open_dataset` takes them. `run`, which the model is from: its table of names, its columns of a
+    table, and, where DATA are the very images that it shared out, its splits. Raises `VertebraError`.
     """
-    listed = _listed(source, separator, run)
+    columns = _columns(source, columns, run)
+    listed = open_dataset(source, columns)
     shared_out = None if run is None else _shared_out(listed, run)
     dataset = one_each(shared_out or listed)
     if dataset.multi_label and not multi_label:
@@ -106,9 +109,8 @@ def validation_split(
         part = any_number(part, len(dataset.classes))
     if run is not None:
         own = run.config.data
-        separator = separator or own.label_separator
         names = own.names if names is None and not set(dataset.classes) <= set(known or ()) else names
-    part = _counted_as(part, readable(dataset.classes, names), known, num_classes, str(source), separator)
+    part = _counted_as(part, readable(dataset.classes, names), known, num_classes, str(source), columns.separator)
     return Split(name, part, shared_out is not None and name == "val", dataset.note)
 
 
@@ -140,12 +142,14 @@ def _counted_as(
     return Part(part.samples, tuple(found[part.classes_of(i)[0]] for i in range(len(part))))
 
 
-def _listed(source: str | Path, separator: str | None, run: Trained | None) -> Dataset:
-    """DATA; a table with the separator that is given, else read as the run read its own."""
-    if separator is not None or run is None or not str(source).lower().endswith((".csv", ".tsv", ".parquet")):
-        return open_dataset(source, separator=separator)
-    c = run.config.data
-    return open_dataset(source, separator=c.label_separator, columns=c.label_columns or ())
+def _columns(source: str | Path, given: Columns | None, run: Trained | None) -> Columns:
+    """What is what in a table: as given, else as in the run's own."""
+    given = given or Columns()
+    if run is None or not is_table(source):
+        return given
+    own = columns_of(run.config.data)
+    labels = given if given.labels or given.separator is not None else own
+    return Columns(given.path or own.path, labels.labels, given.split or own.split, labels.separator)
 
 
 def _shared_out(listed: Dataset, run: Trained) -> Dataset | None:
