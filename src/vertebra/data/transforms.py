@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Num
 from PIL import Image
@@ -25,7 +26,11 @@ INTERPOLATIONS = {
     "bilinear": InterpolationMode.BILINEAR,
     "bicubic": InterpolationMode.BICUBIC,
     "lanczos": InterpolationMode.LANCZOS,
+    "box": InterpolationMode.BOX,
+    "hamming": InterpolationMode.HAMMING,
 }
+OF_PILLOW = (InterpolationMode.LANCZOS, InterpolationMode.BOX, InterpolationMode.HAMMING)
+"""Filters that tensors cannot be resized with."""
 RANDOM_INTERPOLATIONS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 """What `interpolation="random"` draws from."""
 
@@ -33,6 +38,8 @@ Fit = Literal["cover", "contain", "squash"]
 EraseMode = Literal["const", "rand", "pixel"]
 AnyImage = Image.Image | Num[Tensor, "... c h w"]
 
+LONGEST = 64
+"""Of a strip longer than this many times its shorter side, `RandomResizeKeepRatio` takes the middle."""
 ENORMOUS = 2**22
 """Pixels. A resized image above this, and above 16 times its crop's pixels, is never made; see `Resize`."""
 
@@ -51,6 +58,19 @@ def image_size(image: object) -> tuple[int, int]:
         return image.shape[-2], image.shape[-1]
     what = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
     raise VertebraError(f"cannot transform {what}: give a PIL image, or a tensor (..., channels, height, width)")
+
+
+def resize(image: AnyImage, size: tuple[int, int], mode: InterpolationMode) -> AnyImage:
+    """To (height, width), antialiased."""
+    check_filter(image, mode)
+    return F2.resize(image, list(size), mode, antialias=True)
+
+
+def check_filter(image: object, mode: InterpolationMode) -> None:
+    if isinstance(image, Tensor) and mode in OF_PILLOW:
+        raise VertebraError(
+            f"a tensor cannot be resized with {mode.value!r}: give a PIL image, or use 'bicubic' or 'bilinear'"
+        )
 
 
 class Resize(nn.Module):
@@ -77,12 +97,11 @@ class Resize(nn.Module):
 
     def forward(self, image: AnyImage) -> AnyImage:
         source = image_size(image)
-        if isinstance(image, Tensor) and self.interpolation is InterpolationMode.LANCZOS:
-            raise VertebraError("a tensor cannot be resized with 'lanczos': give a PIL image, or use 'bicubic'")
+        check_filter(image, self.interpolation)
         target = self.target_size(*source)
         if self.window is not None and math.prod(target) > max(ENORMOUS, 16 * math.prod(self.window)):
             return self._only_window(image, source, target, self.window)
-        return F2.resize(image, list(target), self.interpolation, antialias=True)
+        return resize(image, target, self.interpolation)
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what an image of this size is resized to."""
@@ -112,7 +131,7 @@ class Resize(nn.Module):
         high = [math.ceil(e) for e in end]
         part = image[..., low[0] : high[0], low[1] : high[1]]
         lengths = [max(s, round((h - b) * k)) for s, h, b, k in zip(size, high, low, scale, strict=True)]
-        part = F2.resize(part, lengths, self.interpolation, antialias=True)
+        part = resize(part, (lengths[0], lengths[1]), self.interpolation)
         corner = [min(round(f - b * k), n - s) for f, b, k, n, s in zip(first, low, scale, lengths, size, strict=True)]
         return F2.crop(part, corner[0], corner[1], size[0], size[1])
 
@@ -122,9 +141,11 @@ class Resize(nn.Module):
 
 
 class CenterCropOrPad(nn.Module):
-    """The middle `size` (height, width); an image that is smaller gets a border of `fill` (0..255 a channel)."""
+    """The middle `size` (height, width); an image that is smaller gets a border of `fill` (0..255 a channel), or, with
+    None, of its own mirror image.
+    """
 
-    def __init__(self, size: tuple[int, int], fill: tuple[int, ...]) -> None:
+    def __init__(self, size: tuple[int, int], fill: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.size = size
         self.fill = fill
@@ -133,15 +154,73 @@ class CenterCropOrPad(nn.Module):
         height, width = image_size(image)
         missing = max(self.size[0] - height, 0), max(self.size[1] - width, 0)
         if any(missing):
-            left, top = missing[1] // 2, missing[0] // 2
-            fill = list(self.fill)
-            if isinstance(image, Tensor) and image.is_floating_point():
-                fill = [level / 255 for level in fill]
-            image = F2.pad(image, [left, top, missing[1] - left, missing[0] - top], fill=fill)
+            top, left = (self.before(n) for n in missing)
+            image = self._pad(image, (left, top, missing[1] - left, missing[0] - top))
+        return self.crop(image)
+
+    def before(self, missing: int) -> int:
+        """How much of the border lies above, or left."""
+        return missing // 2
+
+    def crop(self, image: AnyImage) -> AnyImage:
+        """`size` of an image that has as much."""
         return F2.center_crop(image, list(self.size))
 
+    def _pad(self, image: AnyImage, border: tuple[int, int, int, int]) -> AnyImage:
+        """By `border`: left, top, right, below."""
+        if self.fill is None:
+            return _mirrored(image, border)
+        fill = list(self.fill)
+        if isinstance(image, Tensor) and image.is_floating_point():
+            fill = [level / 255 for level in fill]
+        return F2.pad(image, list(border), fill=fill)
+
     def extra_repr(self) -> str:
-        return f"size={self.size}, fill={self.fill}"
+        return f"size={self.size}, fill={'mirror' if self.fill is None else self.fill}"
+
+
+class RandomCropOrPad(CenterCropOrPad):
+    """The same at a random place, in the border or in the image."""
+
+    def before(self, missing: int) -> int:
+        return int(torch.randint(missing + 1, ()).item())
+
+    def crop(self, image: AnyImage) -> AnyImage:
+        top, left = (self.before(n - s) for n, s in zip(image_size(image), self.size, strict=True))
+        return F2.crop(image, top, left, *self.size)
+
+
+def _mirrored(image: AnyImage, border: tuple[int, int, int, int]) -> AnyImage:
+    """As numpy's `reflect`, which goes to and fro where the border is wider than the image."""
+    left, top, right, below = border
+    if isinstance(image, Image.Image):
+        beside = ((top, below), (left, right)) + ((0, 0),) * (len(image.getbands()) > 1)
+        return Image.fromarray(np.pad(np.asarray(image), beside, mode="reflect"))
+    height, width = image_size(image)
+    rows, columns = (
+        torch.from_numpy(np.pad(np.arange(length), beside, mode="reflect")).to(image.device)
+        for length, beside in ((height, (top, below)), (width, (left, right)))
+    )
+    return image[..., rows, :][..., columns]
+
+
+class TrimBorder(nn.Module):
+    """Without the outer `pixels` on all four sides."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        if pixels < 0:
+            raise VertebraError(f"crop_border_pixels={pixels}: give 0 or more")
+        self.pixels = pixels
+
+    def forward(self, image: AnyImage) -> AnyImage:
+        height, width = image_size(image)
+        if min(height, width) <= 2 * self.pixels:
+            raise VertebraError(f"crop_border_pixels={self.pixels} leaves nothing of an image of {height}x{width}")
+        return F2.crop(image, self.pixels, self.pixels, height - 2 * self.pixels, width - 2 * self.pixels)
+
+    def extra_repr(self) -> str:
+        return f"pixels={self.pixels}"
 
 
 class ToTensor(nn.Module):
@@ -214,11 +293,50 @@ class RandomResizedCrop(v2.RandomResizedCrop):
         return {**super().make_params(flat_inputs), "interpolation": self.interpolations[choice]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        check_filter(inpt, params["interpolation"])
         return F2.resized_crop(inpt, **params, size=list(self.output_size), antialias=True)
 
     def extra_repr(self) -> str:
         modes = " ".join(mode.value for mode in self.interpolations)
         return f"size={self.output_size}, scale={self.scale}, ratio={self.ratio}, interpolation={modes}"
+
+
+class RandomResizeKeepRatio(nn.Module):
+    """To cover `size` (height, width); for half of the images larger, so that `size` is a share from `scale` of what it
+    was, and for half, drawn apart, of another aspect, by a factor from `ratio` (even in its logarithm). One of
+    `interpolations` is drawn.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        interpolations: tuple[InterpolationMode, ...],
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
+        self.interpolations = interpolations
+
+    def forward(self, image: AnyImage) -> AnyImage:
+        height, width = image_size(image)
+        if max(height, width) > LONGEST * min(height, width):  # of a strip, only what a crop can see is resized
+            side = LONGEST * min(height, width)
+            image = F2.center_crop(image, [min(height, side), min(width, side)])
+            height, width = image_size(image)
+        cover = min(height / self.size[0], width / self.size[1])
+        factor = 1 / math.sqrt(_uniform(*self.scale)) if _uniform(0, 1) < 0.5 else 1.0
+        low, high = (math.log(bound) for bound in self.ratio)
+        wider = math.sqrt(math.exp(_uniform(low, high))) if _uniform(0, 1) < 0.5 else 1.0
+        size = max(1, round(height * factor / wider / cover)), max(1, round(width * factor * wider / cover))
+        choice = int(torch.randint(len(self.interpolations), ()).item()) if len(self.interpolations) > 1 else 0
+        return resize(image, size, self.interpolations[choice])
+
+    def extra_repr(self) -> str:
+        modes = " ".join(mode.value for mode in self.interpolations)
+        return f"size={self.size}, scale={self.scale}, ratio={self.ratio}, interpolation={modes}"
 
 
 class RandomErasing(nn.Module):

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from vertebra.data.augment.kernels import Resampling
 from vertebra.data.augment.ops import Surroundings
@@ -19,15 +19,19 @@ from vertebra.data.config import (
     IMAGENET_DEFAULT_STD,
 )
 from vertebra.data.transforms import (
+    OF_PILLOW,
     RANDOM_INTERPOLATIONS,
     CenterCropOrPad,
     EraseMode,
     Normalize,
+    RandomCropOrPad,
     RandomErasing,
     RandomResizedCrop,
+    RandomResizeKeepRatio,
     Resize,
     ToBytes,
     ToTensor,
+    TrimBorder,
     interpolation_mode,
 )
 from vertebra.spec.errors import VertebraError, unknown_name
@@ -35,6 +39,7 @@ from vertebra.spec.errors import VertebraError, unknown_name
 Numbers = float | Sequence[float]
 
 CROP_MODES = ("center", "squash", "border")
+TRAIN_CROP_MODES = ("rrc", "rkrc", "rkrr")
 
 
 def create_transform(
@@ -65,18 +70,26 @@ def create_transform(
     use_prefetcher: bool = False,
     normalize: bool = True,
     separate: bool = False,
+    naflex: bool = False,
+    patch_size: int | tuple[int, int] = 16,  # noqa: ARG001 - naflex's, as the three below
+    max_seq_len: int = 576,  # noqa: ARG001
+    patchify: bool = False,
+    patchify_channels_last: bool = True,  # noqa: ARG001
+    patchify_flatten: bool = True,  # noqa: ARG001
     **unknown: object,
-) -> v2.Compose:
+) -> Any:
     """An image's way to a tensor: evaluation by default, augmentation with `is_training` (`no_aug`: without it).
 
     `input_size` is a side, (height, width) or (channels, height, width). The other parameters are those of
     `transforms_imagenet_eval` and `transforms_imagenet_train`; those of the way not taken have no effect, so that one
     dictionary serves both. `use_prefetcher` leaves normalising to who reads, as `normalize=False`. An option that does
-    not exist raises `UnknownNameError`.
+    not exist raises `UnknownOptionError`. A `v2.Compose`; with `separate`, three that follow each other.
     """
     for name in unknown:
         raise unknown_name("option", name, sorted(_OPTIONS), where="create_transform")
-    _not_here(tf_preprocessing=tf_preprocessing, separate=separate)
+    _not_here(tf_preprocessing=tf_preprocessing, naflex=naflex, patchify=patchify)
+    if separate and (no_aug or not is_training):
+        raise VertebraError("separate=True splits augmentation: give is_training=True, and not no_aug=True")
     normalize = normalize and not use_prefetcher
     if not is_training:
         return transforms_imagenet_eval(
@@ -104,6 +117,7 @@ def create_transform(
         re_count=re_count,
         re_num_splits=re_num_splits,
         normalize=normalize,
+        separate=separate,
     )
 
 
@@ -132,10 +146,11 @@ def transforms_imagenet_eval(
 
     `crop_mode`: "center" resizes the shorter side, "squash" both sides (the aspect ratio is lost), "border" the longer
     side and fills what is missing with the mean. `normalize=False`, or `use_prefetcher`, ends with uint8.
+    `crop_border_pixels` are cut off on all sides before that.
     """
-    _not_here(crop_border_pixels=crop_border_pixels)
     size = _square(_last_two(img_size))
-    steps = _resize_and_crop(size, interpolation, crop_pct, crop_mode, mean)
+    steps: list[nn.Module] = [TrimBorder(crop_border_pixels)] if crop_border_pixels else []
+    steps += _resize_and_crop(size, interpolation, crop_pct, crop_mode, mean)
     return v2.Compose([*steps, *_finish(mean, std, normalize and not use_prefetcher)])
 
 
@@ -158,27 +173,33 @@ def transforms_imagenet_train(
     re_prob: float = 0.0,
     re_mode: EraseMode = "const",
     re_count: int = 1,
-    re_num_splits: int = 0,
+    re_num_splits: int = 0,  # noqa: ARG001 - splits of a batch; this is an image
     use_prefetcher: bool = False,
     normalize: bool = True,
     separate: bool = False,
-) -> v2.Compose:
-    """Random resized crop (`scale`: share of the area, `ratio`: width to height), flips, colours, erasing.
+) -> Any:
+    """A random crop, flips, colours, erasing; with `separate` three `v2.Compose`: crop and flips, colours, the rest.
+
+    `train_crop_mode`: "rrc" resizes a random part (`scale`: share of the area, `ratio`: width to height); "rkrc" and
+    "rkrr" resize the image to cover `img_size`, at times larger (`scale`: share of the area that is seen) or of another
+    aspect (`ratio`), and keep its middle (rkrc) or a random part (rkrr), mirrored where something is missing.
 
     `color_jitter` is one strength for brightness, contrast and saturation, or three (four with hue) strengths.
     `auto_augment` names a policy (`vertebra.data.augment.policies`); but for "3a", it takes the jitter's place.
-    `interpolation="random"` draws bilinear or bicubic for each image. Erasing needs `normalize`, and is left out with
-    `use_prefetcher`. `train_crop_mode` may name the crop that this does, "rrc".
+    `force_color_jitter` lets it stand beside. `interpolation="random"` draws bilinear or bicubic for each image.
+    Erasing needs `normalize`, and is left out with `use_prefetcher`.
     """
-    _not_here(re_num_splits=re_num_splits, separate=separate, force_color_jitter=force_color_jitter)
-    _not_here(train_crop_mode=train_crop_mode not in (None, "rrc") and train_crop_mode)
     normalize = normalize and not use_prefetcher
-    geometry = _geometry(_square(_last_two(img_size)), interpolation, scale, ratio, hflip, vflip)
-    jitter = _jitter_beside(auto_augment, color_jitter)
+    size = _square(_last_two(img_size))
+    geometry = [*_random_crop(size, interpolation, scale, ratio, train_crop_mode or "rrc"), *_flips(hflip, vflip)]
+    jitter = color_jitter if force_color_jitter else _jitter_beside(auto_augment, color_jitter)
     policy = _policy(auto_augment, interpolation, mean)
     colour = [*policy, *_colour(jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)]
     erasing = _erasing(re_prob if normalize else 0, re_mode, re_count)
-    return v2.Compose([*geometry, *colour, *_finish(mean, std, normalize), *erasing])
+    parts = geometry, colour, [*_finish(mean, std, normalize), *erasing]
+    if separate:
+        return tuple(v2.Compose(steps or [nn.Identity()]) for steps in parts)
+    return v2.Compose([step for steps in parts for step in steps])
 
 
 def create_train_reader(
@@ -203,8 +224,8 @@ def create_train_reader(
     `auto_augment` leaves empty. `generator` serves crop, flips and policy; jitter, grey and blur draw from torch's own.
     """
     modes = RANDOM_INTERPOLATIONS if interpolation == "random" else (interpolation_mode(interpolation),)
-    if InterpolationMode.LANCZOS in modes:
-        raise VertebraError("a tensor cannot be resized with 'lanczos': use 'bicubic'")
+    if not set(modes).isdisjoint(OF_PILLOW):
+        raise VertebraError(f"a tensor cannot be resized with {interpolation!r}: use 'bicubic' or 'bilinear'")
     jitter = _jitter_beside(auto_augment, color_jitter)
     colour = _colour(jitter, color_jitter_prob, grayscale_prob, gaussian_blur_prob)
     return TrainReader(
@@ -276,17 +297,26 @@ def _plain(size: int | tuple[int, int], interpolation: str) -> list[nn.Module]:
     return [Resize(size, mode, fit="squash", window=window), v2.CenterCrop(window)]
 
 
-def _geometry(
+def _random_crop(
     size: tuple[int, int],
     interpolation: str,
     scale: tuple[float, float] | None,
     ratio: tuple[float, float] | None,
-    hflip: float,
-    vflip: float,
+    mode: str,
 ) -> list[nn.Module]:
+    if mode not in TRAIN_CROP_MODES:
+        raise unknown_name("train_crop_mode", mode, TRAIN_CROP_MODES)
     modes = RANDOM_INTERPOLATIONS if interpolation == "random" else (interpolation_mode(interpolation),)
-    area = _interval("scale", scale or (0.08, 1.0))
-    steps: list[nn.Module] = [RandomResizedCrop(size, area, _interval("ratio", ratio or (3 / 4, 4 / 3)), modes)]
+    usual = ((0.08, 1.0), (3 / 4, 4 / 3)) if mode == "rrc" else ((0.8, 1.0), (0.9, 1 / 0.9))
+    factors, aspects = _interval("scale", scale or usual[0]), _interval("ratio", ratio or usual[1])
+    if mode == "rrc":
+        return [RandomResizedCrop(size, factors, aspects, modes)]
+    crop = CenterCropOrPad(size) if mode == "rkrc" else RandomCropOrPad(size)
+    return [RandomResizeKeepRatio(size, factors, aspects, modes), crop]
+
+
+def _flips(hflip: float, vflip: float) -> list[nn.Module]:
+    steps = list[nn.Module]()
     if hflip > 0:
         steps.append(v2.RandomHorizontalFlip(p=_probability("hflip", hflip)))
     if vflip > 0:
