@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def benchmark(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Architectures. Nothing is downloaded.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help="Architectures, or runs' folders. Nothing is downloaded.")
+    ],
     backend: Annotated[
         str, typer.Option(help="Of eager, inductor, cudagraphs, openvino, onnxruntime; several: a,b.")
     ] = "auto",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vertebra.cli.inputs import expand
-from vertebra.cli.options import exported, pick_device
+from vertebra.cli.options import exported, pick_device, tell_taken
 from vertebra.cli.text import complain, console, print_json, put, put_name, shown
 from vertebra.spec import VertebraError, WeightsUnavailableError
 
@@ -120,6 +120,7 @@ def _open(
     if artefact is not None:
         return artefact
     loaded = _load(model, weights, options)
+    tell_taken(loaded)
     if img_size:
         loaded.set_input_size(img_size)
     return loaded

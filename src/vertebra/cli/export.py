@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vertebra.cli.inputs import expand
+from vertebra.cli.options import tell_taken
 from vertebra.cli.text import say, shown
 from vertebra.spec import VertebraError
 
@@ -71,8 +72,10 @@ def export(
     from vertebra.hub.factory import load_model
 
     named = format_of(None if kind is None else kind.value, out)  # before anything is downloaded
+    loaded = load_model(model, weights=weights)
+    tell_taken(loaded)
     done = export_model(
-        load_model(model, weights=weights),
+        loaded,
         out,
         format=named,
         dtype=dtype.value,

@@ -2,10 +2,12 @@
 
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vertebra.cli.info_file import exported_pairs, file_pairs, of_exported, of_path
 from vertebra.cli.text import console, print_json, put, put_name
 
 if TYPE_CHECKING:
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
 
 def info(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="An architecture (dla102), or a checkpoint (dla102.in1k).")
+        str | None,
+        typer.Argument(
+            metavar="NAME|FILE|DIR",
+            help="An architecture (dla102), a checkpoint (dla102.in1k), a file, a run's folder.",
+        ),
     ] = None,
     runtime: Annotated[
         bool, typer.Option("--runtime", help="This machine instead: what can run models here, and what would help.")
@@ -24,7 +30,8 @@ def info(
 ) -> None:
     """Show a model: what it costs (measured now), its stages, and its checkpoints with preprocessing and licence.
 
-    Or, with --runtime, which backends this machine has.
+    Of a run's folder, a weights file or an exported file: what it says of itself. Or, with --runtime, which backends
+    this machine has.
 
     For example:
 
@@ -32,16 +39,23 @@ def info(
 
     `vertebra info deit_base_distilled_patch16_224.fb_in1k --json`
 
+    `vertebra info runs/mine`
+
+    `vertebra info dla34.onnx`
+
     `vertebra info --runtime`
     """
     if (name is None) is not runtime:
-        raise typer.BadParameter("give a model's NAME or --runtime, one of the two", param_hint="'NAME'")
+        raise typer.BadParameter("give a model's NAME or --runtime, one of the two", param_hint="'NAME|FILE|DIR'")
     if name is None:
         _show_runtime(as_json)
         return
-    record = _record(name)
+    record = _recorded(name)
     if as_json:
         print_json(record)
+    elif "format" in record:
+        put_name(console(), record["name"])
+        put(console(), _pairs(exported_pairs(record) | file_pairs(record["file"])))
     else:
         _print(console(), record)
 
@@ -60,6 +74,18 @@ def _show_runtime(as_json: bool) -> None:
     out.print()
     put_name(out, "backends")
     put(out, _pairs({name: ", ".join(f"{k}: {v}" for k, v in row.items()) for name, row in found["backends"].items()}))
+
+
+def _recorded(name: str) -> dict[str, Any]:
+    from vertebra.hub.resolve import is_name
+    from vertebra.spec import EXPORTED_SUFFIXES, WEIGHT_SUFFIXES
+
+    path = Path(name).expanduser()
+    if is_name(name):
+        return _record(name)
+    if path.suffix.lower() in EXPORTED_SUFFIXES:
+        return of_exported(path)
+    return of_path(path) if path.exists() or path.suffix in WEIGHT_SUFFIXES or len(path.parts) > 1 else _record(name)
 
 
 def _record(name: str) -> dict[str, Any]:
@@ -100,6 +126,9 @@ def _print(out: "Console", record: dict[str, Any]) -> None:
     )
     out.print()
     put(out, _stage_table(record["stages"]))
+    if "file" in record:
+        out.print()
+        put(out, _pairs(file_pairs(record["file"])))
     for name, row in record["checkpoints"].items():
         out.print()
         put_name(out, name)

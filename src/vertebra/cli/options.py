@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vertebra.cli.text import complain
+
 if TYPE_CHECKING:
     from vertebra.data.tables import Columns
     from vertebra.export import Artefact
@@ -50,6 +52,12 @@ def exported(model: str | None, fixed: Mapping[str, object]) -> "Artefact | None
             param_hint=f"'{named}'",
         )
     return load(model)
+
+
+def tell_taken(model: object) -> None:
+    """A line on stderr, where a weights file's own record decided something in the place of the model's name."""
+    if taken := getattr(getattr(model, "load_report", None), "taken", ""):
+        complain(taken)
 
 
 def pick_device(name: str | None) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vertebra.cli.options import LabelColumn, LabelSeparator, PathColumn, SplitColumn, exported, pick_device
+from vertebra.cli.options import LabelColumn, LabelSeparator, PathColumn, SplitColumn, exported, pick_device, tell_taken
 from vertebra.cli.text import complain, console, first_process, print_json, put, shown
 from vertebra.spec import VertebraError
 
@@ -94,7 +94,8 @@ def validate(
         raise VertebraError(f"--confusion {confusion}: there is no folder {confusion.parent}; make it, or name another")
     fixed = {"--optimize": optimize, "--backend": backend, "--device": device not in (None, "cpu")}
     artefact = exported(model, {"--weights": weights, **fixed})
-    loaded = artefact or load_model(model, weights=weights)
+    loaded: Classifier = artefact or load_model(model, weights=weights)
+    tell_taken(loaded)
     known = known_classes(loaded)
     chosen = validation_split(
         data,

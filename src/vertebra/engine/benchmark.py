@@ -5,19 +5,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vertebra.engine.contest import PEERS, Contestant, build, input_size, peak_memory
+from vertebra.engine.contest import PEERS, Contestant, build, input_size, on_meta, peak_memory
 from vertebra.engine.limits import Limits, Work, measure_limits, synchronize, work
 from vertebra.engine.measure import measure
 from vertebra.hub.registry import REGISTRY
+from vertebra.hub.resolve import find, is_name
 from vertebra.runtime import machine
 from vertebra.runtime.backend import DTYPES as TYPES
 from vertebra.runtime.choose import BACKENDS, known, pick_dtype
-from vertebra.spec import VertebraError, unknown_name
+from vertebra.spec import EXPORTED_SUFFIXES, VertebraError, unknown_name
 
 LEAST = 0.02
 """Seconds that one timing takes at least: faster calls are repeated within it."""
@@ -125,7 +127,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def _check(plan: Plan) -> None:
     for model in plan.models:
-        REGISTRY.split(model)
+        if Path(model).suffix in EXPORTED_SUFFIXES:
+            raise VertebraError(f"{model}: an exported file is run as it is; measure the model that it was made from")
+        find(model) if Path(model).exists() else REGISTRY.split(model)  # nothing is downloaded
     for backend in plan.backends:
         known(backend, BACKENDS, "backend")
     for dtype in plan.dtypes:
@@ -175,7 +179,8 @@ def _contest(plan: Plan, model: str, batch: int, limits: Limits) -> list[Row]:
 
 def _run(plan: Plan, model: str, batch: int, rows: dict[Contestant, Row], limits: Limits) -> None:
     """Fill `rows`, one figure after the other: what was found before something fails stays."""
-    size = input_size(Contestant("vertebra", model, "eager", "f32", False, plan.device, plan.img_size))
+    ours = Contestant("vertebra", model, "eager", "f32", False, plan.device, plan.img_size)
+    size = input_size(ours)
     device = torch.device(plan.device)
     images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0)).to(device)
     calls = dict[Contestant, Callable[[Tensor], object]]()
@@ -188,7 +193,7 @@ def _run(plan: Plan, model: str, batch: int, rows: dict[Contestant, Row], limits
             calls.pop(who, None)
             rows[who] = replace(rows[who], error=_reason(error))
     times = _interleave({who: lambda call=call: call(images) for who, call in calls.items()}, plan.rounds, device)
-    cost = measure(model if plan.img_size is None else _sized(model, plan.img_size), size)
+    cost = measure(on_meta(ours), size)
     for who, taken in times.items():
         rows[who] = _figures(rows[who], taken, work(cost, rows[who].dtype, batch, train=plan.train), limits)
     calls.clear()
@@ -199,13 +204,6 @@ def _run(plan: Plan, model: str, batch: int, rows: dict[Contestant, Row], limits
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _sized(model: str, side: int) -> Any:
-    from vertebra.hub.factory import create_model
-
-    built = create_model(model, device="meta")
-    return built if built.spatial else create_model(model, device="meta", img_size=side)
 
 
 def _interleave(
@@ -265,5 +263,5 @@ def _with_ratios(rows: list[Row]) -> list[Row]:
 
 
 def _top1(model: str) -> float | None:
-    found = REGISTRY.default_weights(model)
+    found = REGISTRY.default_weights(model) if is_name(model) else None
     return found[1].top1 if found else None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vertebra.engine.limits import synchronize
 from vertebra.engine.measure import Size, default_size
 from vertebra.hub.factory import create_model
+from vertebra.hub.resolve import find, is_name
 from vertebra.models.backbone import Backbone
 from vertebra.runtime.backend import DTYPES
 from vertebra.runtime.optimize import optimize
@@ -83,27 +84,39 @@ def build(who: Contestant) -> tuple[Callable[[Tensor], object], str, str]:
 
 def input_size(who: Contestant) -> Size:
     """(channels, height, width) that all who run this model are given."""
-    options: dict[str, Any] = {"img_size": who.img_size} if who.img_size and _fixed(who.model) else {}
-    model: Backbone = create_model(who.model, device="meta", **options)
-    channels, height, width = default_size(model)
+    channels, height, width = default_size(on_meta(who))
     return (channels, height, width) if who.img_size is None else (channels, who.img_size, who.img_size)
 
 
-def _fixed(name: str) -> bool:
-    return not create_model(name, device="meta").spatial
+def on_meta(who: Contestant) -> Backbone:
+    """The model without its weights."""
+    name, options = _named(who)
+    cfg = {} if is_name(who.model) else {"input_size": find(who.model).cfg.input_size}
+    return create_model(name, device="meta", pretrained_cfg_overlay=cfg, **options)
+
+
+def _named(who: Contestant) -> tuple[str, dict[str, Any]]:
+    """An architecture that every library knows, and the options that make it the one meant."""
+    name, options = who.model, dict[str, Any]()
+    if not is_name(who.model):
+        found = find(who.model)
+        name, options = found.arch, {**found.options, "num_classes": found.cfg.num_classes or 0}
+    if who.img_size and not create_model(name, device="meta").spatial:
+        options["img_size"] = who.img_size
+    return name, options
 
 
 def _plain(who: Contestant) -> Any:
-    options: dict[str, Any] = {"img_size": who.img_size} if who.img_size and _fixed(who.model) else {}
+    given, options = _named(who)
     torch.manual_seed(0)
     if who.library == "vertebra":
-        return create_model(who.model, **options).to(who.device)
+        return create_model(given, **options).to(who.device)
     if who.library == "timm":
-        return _peer("timm").create_model(who.model, **options).to(who.device)
-    name = TORCHVISION.get(who.model.partition(".")[0])
-    if name is None or options:
+        return _peer("timm").create_model(given, **options).to(who.device)
+    name = TORCHVISION.get(given.partition(".")[0])
+    if name is None or options.keys() - {"num_classes"}:
         raise VertebraError(f"torchvision has no {who.model}{' at this size' if name else ''}")
-    return getattr(_peer("torchvision.models"), name)().to(who.device)
+    return getattr(_peer("torchvision.models"), name)(**options).to(who.device)
 
 
 def _peer(module: str) -> Any:

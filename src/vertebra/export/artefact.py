@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vertebra.export.record import Record
 from vertebra.runtime.sessions import Requests, onnx_session
 from vertebra.runtime.unreported import openvino_core
-from vertebra.spec import VertebraError, parse_object, value_as
+from vertebra.spec import EXPORTED_SUFFIXES, VertebraError, parse_object, value_as
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Run = Callable[[Array], Array]
 
-SUFFIXES = (".onnx", ".xml", ".pt2")
+SUFFIXES = EXPORTED_SUFFIXES
 RECORD_FILE = "vertebra.json"
 """Name of the record among a .pt2 archive's extra files."""
 TINY = 1e-30
@@ -122,6 +122,11 @@ class Artefact:
             raise VertebraError(
                 f"images of {shape[2]}x{shape[3]}: this file takes multiples of {multiple} from {2 * multiple} on"
             )
+
+
+def read_record(path: str | Path) -> Record:
+    """What a file says of itself. Raises `VertebraError`."""
+    return open_file(path)[0]
 
 
 def open_file(path: str | Path, threads: int = 0) -> tuple[Record, Run]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from vertebra.hub.factory import describe, load_model
-from vertebra.hub.fetch import sha256
+from vertebra.hub.fetch import folder_weights, sha256
 from vertebra.hub.fit import LoadReport
 from vertebra.hub.pretrained import record_in
 from vertebra.hub.save import halved, save_model
@@ -38,6 +38,8 @@ def convert(checkpoint: str | Path, model_name: str | None, out: str | Path, *, 
     must hold the same tensors and answer as the model it was written from; else nothing is left at `out`.
     """
     checkpoint, out = Path(checkpoint), Path(out)
+    if checkpoint.is_dir():  # a run's, or a repository's: its config.json says what it is
+        model_name, checkpoint = model_name or str(checkpoint.absolute()), folder_weights(checkpoint)
     if out.suffix != ".safetensors":
         raise WeightsError(f"{out}: must end in .safetensors")
     _, metadata = read_file(checkpoint)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from torch.overrides import TorchFunctionMode
 
 from vertebra.hub.fetch import hub_weights, url_file
 from vertebra.hub.fit import Differences, LoadReport, load_state
-from vertebra.hub.pretrained import METADATA_KEY, PretrainedCfg, from_row, overlay, record_in
+from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay, record_in
 from vertebra.hub.registry import REGISTRY
-from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, from_config, resolve
+from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, find, from_config, from_file, is_name, resolve
 from vertebra.hub.state import read_file, unwrap
 from vertebra.models.backbone import Backbone, Indices
 from vertebra.models.features import FeatureExtractor
 from vertebra.models.vit import VitConfig
 from vertebra.spec import (
+    EXPORTED_SUFFIXES,
     Family,
     ModelConfig,
     State,
@@ -253,50 +255,94 @@ def load_model(
     weights: str | Path | None = None,
     cache_dir: str | Path | None = None,
     **options: Any,
-) -> Backbone:
-    """What a command's `--model` means: a name (pretrained), a folder with config.json, or a weights file.
+) -> Any:
+    """What a command's `--model` means: a name (pretrained), a folder with config.json (as a run leaves one), a weights
+    file, or an exported file (an `export.Artefact`, which runs it).
 
-    A file names its architecture in its metadata, or is called after it. `weights` is a local checkpoint for a name;
-    its classifier decides how many classes there are. `options` are those of `create_model`.
+    A weights file names its architecture in its own record, or is called after it. `weights` is a local checkpoint for
+    a name: its own record, where it has one of that architecture, decides preprocessing and classes, and what differs
+    from the name's is told in `load_report.taken`. `options` are those of `create_model`.
     """
     path = Path(source).expanduser()
+    if path.suffix.lower() in EXPORTED_SUFFIXES and not is_name(source):
+        return _exported(path, weights, options)
     if weights is not None:
-        folder = path.is_dir() and str(source).partition(".")[0] not in REGISTRY  # a name is one, whatever lies here
+        folder = path.is_dir() and not is_name(source)
         found = resolve(f"{FOLDER_SCHEME}{path}" if folder else str(source), cache_dir=cache_dir)
         return _from_file(found, Path(weights).expanduser(), options)
-    if path.is_dir():
-        return create_model(f"{FOLDER_SCHEME}{path}", pretrained=True, **options)
     if path.is_file():
         return _from_file(None, path, options)
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz"):
-        raise WeightsError(f"no checkpoint at {path}")
-    if len(path.parts) > 1 and path.parts[0] != "timm" and path.parent.is_dir():
-        raise WeightsError(f"no folder {path.name} in {path.parent}; a repository of that name is hf-hub:{source}")
+    found = find(source, cache_dir=cache_dir)
+    if found.cfg.source == "local-dir":
+        return create_model(f"{FOLDER_SCHEME}{path}", pretrained=True, **options)
     return create_model(str(source), pretrained=True, cache_dir=cache_dir, **options)
+
+
+def _exported(path: Path, weights: str | Path | None, options: Mapping[str, Any]) -> Any:
+    if weights is not None or options:
+        given = ", ".join(["weights"] * (weights is not None) + list(options))
+        raise VertebraError(f"{path} has its weights and its options inside; leave {given} out")
+    # By name: the reader of such files lies in a room below this one, and loads only for them.
+    return import_module("vertebra.export.artefact").load(path)
 
 
 def _from_file(found: Resolved | None, path: Path, given: Mapping[str, Any]) -> Backbone:
     state, metadata = read_file(path)
-    if found is not None and METADATA_KEY in metadata:
-        # The name says what it is, but not what a file of ours calls its own classes.
-        own = from_config(record_in(metadata, path), where=str(path)).cfg.label_names
-        found = replace(found, cfg=replace(found.cfg, label_names=own or found.cfg.label_names))
-    if found is None and METADATA_KEY in metadata:
-        found = from_config(record_in(metadata, path), where=str(path))
+    record = record_in(metadata, path)
+    taken = ""
     if found is None:
-        if path.stem.partition(".")[0] not in REGISTRY:
-            raise WeightsError(
-                f"{path} does not say which architecture it is for; give `--model NAME --weights {path}`"
-            )
-        found = resolve(path.stem if path.stem in REGISTRY else path.stem.partition(".")[0])
+        found = from_file(path, record)
+    elif record:
+        own = from_config(record, where=str(path))
+        # Of another architecture, the name says what it is, and yet not what a file of ours calls its own classes.
+        taken = _differing(found, own, path)
+        names = own.cfg.label_names or found.cfg.label_names
+        found = own if own.arch == found.arch else replace(found, cfg=replace(found.cfg, label_names=names))
     classes = _count_classes(state, found.arch)
     cfg = found.cfg if classes is None else replace(found.cfg, num_classes=classes)
     options = {**found.options, "num_classes": classes or 0, **given}
     config = make_config(found.arch, REGISTRY.variant(found.arch), options)
-    record = record_in(metadata, path)
     image = from_config(record, where=str(path)).image if record else None
     differs = Differences(image=image, patches=given.get("patch_size") is not None)
-    return build(found.arch, config, replace(cfg, file=str(path)), state, origin=str(path), differs=differs)
+    model = build(found.arch, config, replace(cfg, file=str(path)), state, origin=str(path), differs=differs)
+    model.load_report.taken = taken
+    return model
+
+
+_TOLD = {
+    "input_size": "input",
+    "crop_pct": "crop",
+    "crop_mode": "crop mode",
+    "interpolation": "interpolation",
+    "mean": "mean",
+    "std": "std",
+}
+
+
+def _differing(named: Resolved, own: Resolved, path: Path) -> str:
+    """What is taken from where, where a name and a file's own record do not agree."""
+    if own.arch != named.arch:
+        return f"{path} is of {own.arch}, by its own record; its weights are put into {named.arch}, as asked for"
+    mine, theirs = own.cfg.to_dict(remove_null=False), named.cfg.to_dict(remove_null=False)
+    changed = [
+        f"{word} {_short(mine[key])} (not {_short(theirs[key])})"
+        for key, word in _TOLD.items()
+        if mine[key] != theirs[key]
+    ]
+    return f"from {path}, by its own record: {', '.join(changed)}" if changed else ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and all(isinstance(number, int) for number in value):
+        return "x".join(map(str, value[-2:]))
+    return ", ".join(f"{number:.3g}" for number in value) if isinstance(value, tuple) else f"{value}"
+
+
+def without_weights(found: Resolved) -> Backbone:
+    """The model that was found, on `meta`: what there is to know of it without reading its weights."""
+    options = {**found.options, "num_classes": found.cfg.num_classes or 0}
+    config = make_config(found.arch, REGISTRY.variant(found.arch), options)
+    return build(found.arch, config, found.cfg, None, device="meta")
 
 
 def _count_classes(state: State, arch: str) -> int | None:

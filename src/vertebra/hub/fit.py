@@ -23,6 +23,8 @@ class LoadReport:
     """Names adapted to another number of input channels or another image size."""
     renamed: list[str] = field(default_factory=list[str])
     """Checkpoint keys that go by another name here."""
+    taken: str = ""
+    """What a file's own record decided in the place of the name that was given with it, in one line."""
     dropped: dict[str, str] = field(default_factory=dict[str, str])
     """Checkpoint keys left out, and why."""
 

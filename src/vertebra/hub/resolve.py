@@ -2,14 +2,14 @@
 
 import codecs
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
 from vertebra.hub.fetch import folder_weights, hub_file
-from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay
+from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay, own_record
 from vertebra.hub.registry import REGISTRY
-from vertebra.spec import WeightsError, as_declared, parse_object
+from vertebra.spec import WEIGHT_SUFFIXES, WeightsError, as_declared, parse_object
 
 HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 FOLDER_SCHEME = "local-dir:"
@@ -46,6 +46,38 @@ def resolve(name: str, *, cache_dir: Path | str | None = None) -> Resolved:
         cfg = overlay(found.cfg, here, where=repo)
         return Resolved(found.arch, cfg, revision or None, found.options, found.image)
     return registered(name)
+
+
+def find(source: str | Path, *, cache_dir: Path | str | None = None) -> Resolved:
+    """What a command's model means, without reading its weights: a name, a folder with config.json (as a run leaves
+    one), or a weights file. A registered name is one, whatever folder lies here; write ./NAME for that.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() and not is_name(source):
+        return from_folder(path)
+    if path.is_file():
+        return from_file(path, own_record(path) if path.suffix == ".safetensors" else {})
+    if path.suffix in WEIGHT_SUFFIXES:
+        raise WeightsError(f"no checkpoint at {path}")
+    if len(path.parts) > 1 and path.parts[0] != "timm" and path.parent.is_dir():
+        raise WeightsError(f"no folder {path.name} in {path.parent}; a repository of that name is hf-hub:{source}")
+    return resolve(str(source), cache_dir=cache_dir)
+
+
+def is_name(source: str | Path) -> bool:
+    """Whether that is a registered architecture, or a tag of one."""
+    return str(source).partition(".")[0] in REGISTRY
+
+
+def from_file(path: Path, record: Mapping[str, Any]) -> Resolved:
+    """What a weights file is for: by its own record, else by its name."""
+    if record:
+        found = from_config(record, where=str(path))
+    elif is_name(path.stem):
+        found = registered(path.stem if path.stem in REGISTRY else path.stem.partition(".")[0])
+    else:
+        raise WeightsError(f"{path} does not say which architecture it is for; give --model NAME --weights {path}")
+    return replace(found, cfg=replace(found.cfg, file=str(path)))
 
 
 def registered(name: str) -> Resolved:

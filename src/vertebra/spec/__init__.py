@@ -25,19 +25,21 @@ from vertebra.spec.preprocess import (
 from vertebra.spec.printable import printable
 from vertebra.spec.promises import PROMISES
 from vertebra.spec.record import as_declared, check_range, parse_json, parse_object, value_as
-from vertebra.spec.weights import Accuracy, TrainedWith, Weights
+from vertebra.spec.weights import EXPORTED_SUFFIXES, WEIGHT_SUFFIXES, Accuracy, TrainedWith, Weights
 
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
     "DPN_MEAN",
     "DPN_STD",
+    "EXPORTED_SUFFIXES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "INCEPTION_MEAN",
     "INCEPTION_STD",
     "PHOTO",
     "PROMISES",
+    "WEIGHT_SUFFIXES",
     "Accuracy",
     "Family",
     "ModelConfig",

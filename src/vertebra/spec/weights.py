@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 
 from vertebra.spec.preprocess import Preprocess
 
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
+"""How the names of checkpoints end."""
+EXPORTED_SUFFIXES = (".onnx", ".xml", ".pt2")
+"""And of exported files, which are run and not loaded."""
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 
 
