@@ -13,6 +13,7 @@ import torch
 
 from vertebra.engine.measure import Cost
 from vertebra.runtime.backend import DTYPES
+from vertebra.runtime.private import int_mm
 
 ITEM = {"f32": 4, "bf16": 2, "int8": 1}
 """Bytes of one number."""
@@ -81,7 +82,7 @@ def _products(dtype: str, side: int, device: torch.device) -> list[Callable[[], 
     """
     if dtype == "int8":
         a, b = (torch.randint(-8, 8, (side, side), dtype=torch.int8, device=device) for _ in range(2))
-        return [lambda: torch.ops.aten._int_mm(a, b)]
+        return [lambda: int_mm(a, b)]
     number = DTYPES[dtype]
     a, b = (torch.randn(side, side, device=device).to(number) for _ in range(2))
     if device.type != "cpu":

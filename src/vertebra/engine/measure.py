@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vertebra.hub.registry import REGISTRY
 from vertebra.layers.squeeze_excite import SqueezeExcite
 from vertebra.models.backbone import Backbone
 from vertebra.models.vit import VisionTransformer
+from vertebra.runtime.private import TorchDispatchMode
 
 Size = tuple[int, int, int]
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vertebra.runtime.private import foreach
 from vertebra.spec import VertebraError
-
-foreach = cast("Any", torch)  # torch._foreach_*: one kernel for a list of tensors, which torch's own optimisers use
 
 
 def _check(**values: tuple[float, bool]) -> None:
@@ -91,21 +90,21 @@ class RMSpropTF(_Foreach):
     ) -> None:
         lr, decay = group["lr"], group["weight_decay"]
         if decay and group["decoupled_decay"]:
-            foreach._foreach_mul_(parameters, 1 - lr * decay)
+            foreach.mul_(parameters, 1 - lr * decay)
         elif decay:
-            grads = foreach._foreach_add(grads, parameters, alpha=decay)
+            grads = foreach.add(grads, parameters, alpha=decay)
         squares = [state["square_avg"] for state in states]
-        foreach._foreach_lerp_(squares, foreach._foreach_mul(grads, grads), 1 - group["alpha"])
-        steps = foreach._foreach_add(squares, group["eps"])
-        foreach._foreach_sqrt_(steps)
-        steps = foreach._foreach_div(grads, steps)
+        foreach.lerp_(squares, foreach.mul(grads, grads), 1 - group["alpha"])
+        steps = foreach.add(squares, group["eps"])
+        foreach.sqrt_(steps)
+        steps = foreach.div(grads, steps)
         if group["momentum"] == 0:
-            foreach._foreach_add_(parameters, steps, alpha=-lr)
+            foreach.add_(parameters, steps, alpha=-lr)
             return
         buffers = [state["momentum_buffer"] for state in states]
-        foreach._foreach_mul_(buffers, group["momentum"])
-        foreach._foreach_add_(buffers, steps, alpha=lr if group["lr_in_momentum"] else 1.0)
-        foreach._foreach_add_(parameters, buffers, alpha=-1.0 if group["lr_in_momentum"] else -lr)
+        foreach.mul_(buffers, group["momentum"])
+        foreach.add_(buffers, steps, alpha=lr if group["lr_in_momentum"] else 1.0)
+        foreach.add_(parameters, buffers, alpha=-1.0 if group["lr_in_momentum"] else -lr)
 
 
 class Lamb(_Foreach):
@@ -161,35 +160,35 @@ class Lamb(_Foreach):
         self, parameters: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> None:
         if group["max_grad_norm"] is not None and self._norm is not None:
-            grads = foreach._foreach_div(grads, (self._norm / group["max_grad_norm"]).clamp_min(1.0))
+            grads = foreach.div(grads, (self._norm / group["max_grad_norm"]).clamp_min(1.0))
         beta1, beta2 = group["betas"]
         averages, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
-        foreach._foreach_mul_(averages, beta1)
-        foreach._foreach_add_(averages, grads, alpha=1 - beta1 if group["grad_averaging"] else 1.0)
-        foreach._foreach_mul_(squares, beta2)
-        foreach._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        foreach.mul_(averages, beta1)
+        foreach.add_(averages, grads, alpha=1 - beta1 if group["grad_averaging"] else 1.0)
+        foreach.mul_(squares, beta2)
+        foreach.addcmul_(squares, grads, grads, 1 - beta2)
         first: list[float] = []
         second: list[float] = []
         for state in states:
             state["step"] += 1
             first.append(1 - beta1 ** state["step"] if group["bias_correction"] else 1.0)
             second.append((1 - beta2 ** state["step"]) ** 0.5 if group["bias_correction"] else 1.0)
-        below = foreach._foreach_sqrt(squares)
-        foreach._foreach_div_(below, second)
-        foreach._foreach_add_(below, group["eps"])
-        updates = foreach._foreach_div(averages, first)
-        foreach._foreach_div_(updates, below)
+        below = foreach.sqrt(squares)
+        foreach.div_(below, second)
+        foreach.add_(below, group["eps"])
+        updates = foreach.div(averages, first)
+        foreach.div_(updates, below)
         if group["weight_decay"]:
-            foreach._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+            foreach.add_(updates, parameters, alpha=group["weight_decay"])
         if group["weight_decay"] or group["always_adapt"]:
-            foreach._foreach_mul_(updates, _trust(parameters, updates, group["trust_clip"]))
-        foreach._foreach_add_(parameters, updates, alpha=-group["lr"])
+            foreach.mul_(updates, _trust(parameters, updates, group["trust_clip"]))
+        foreach.add_(parameters, updates, alpha=-group["lr"])
 
 
 def _trust(parameters: list[Tensor], updates: list[Tensor], clip: bool) -> list[Tensor]:
     """|weights| / |update| of each tensor; 1 where either is 0."""
     out: list[Tensor] = []
-    for weights, update in zip(foreach._foreach_norm(parameters), foreach._foreach_norm(updates), strict=True):
+    for weights, update in zip(foreach.norm(parameters), foreach.norm(updates), strict=True):
         ratio = torch.where((weights > 0) & (update > 0), weights / update, torch.ones_like(weights))
         out.append(ratio.clamp_max(1.0) if clip else ratio)
     return out

@@ -1,8 +1,5 @@
 """A `torch.export` archive (.pt2) read as `export_model` writes it: a graph, tensors, and nothing that is unpickled."""
 
-# The archive's reader is public in torch, what loads a program from it is not.
-# pyright: reportPrivateUsage=false
-
 import io
 import json
 import pickle
@@ -12,8 +9,8 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
-from torch.export.pt2_archive._package import load_pt2
 
+from vertebra.runtime.private import pt2_reader
 from vertebra.spec import VertebraError
 
 _PROGRAM = "models/model.json"
@@ -29,7 +26,7 @@ def read_program(path: Path) -> ExportedProgram:
     try:
         what = _unpickled(PT2ArchiveReader(str(path)))  # torch's own: of a crafted zip, others may read other members
         if not what:
-            return load_pt2(str(path)).exported_programs["model"]
+            return pt2_reader()(str(path)).exported_programs["model"]
     except (RuntimeError, AssertionError, LookupError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise VertebraError(f"{path} cannot be read: {reason}; export the model anew") from error

@@ -196,9 +196,9 @@ def _open_pt2(path: Path) -> tuple[Record, Run]:
     entries = parse_object(text, f"{path}: its record")
     record = Record.from_strings(value_as(dict[str, str], entries, RECORD_FILE, str(path)), where=str(path))
     if record.format == "aoti":
-        from torch._inductor import aoti_load_package
+        from vertebra.runtime.private import aoti
 
-        call: Any = aoti_load_package(str(path))
+        call: Any = aoti().aoti_load_package(str(path))
     else:
         from vertebra.export.archive import read_program
 

@@ -18,6 +18,7 @@ from vertebra.export.record import Record
 from vertebra.runtime.graph import quiet, save_onnx
 from vertebra.runtime.int8 import quantised
 from vertebra.runtime.machine import compiler
+from vertebra.runtime.private import aoti
 from vertebra.runtime.unreported import openvino_core, unreported
 from vertebra.spec import VertebraError
 
@@ -108,9 +109,7 @@ def write_aoti(job: Job, path: Path) -> None:
             " one, or export as pt2"
         )
     with quiet(), torch.no_grad():
-        from torch._inductor import aoti_compile_and_package
-
-        aoti_compile_and_package(job.plan.program(), package_path=str(path), inductor_configs={"freezing": True})
+        aoti().aoti_compile_and_package(job.plan.program(), package_path=str(path), inductor_configs={"freezing": True})
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].partition("/")[0]
         archive.writestr(f"{root}/extra/{RECORD_FILE}", json.dumps(job.record.to_strings()))

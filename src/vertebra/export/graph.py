@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 
 from vertebra.data import resolve_model_data_config
 from vertebra.export.resample import DECOMPOSITIONS, Photo, photo_shape
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.backbone import Backbone
+from vertebra.runtime.private import export_error
 from vertebra.spec import VertebraError
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -35,7 +35,7 @@ class Plan:
         """The traced graph. Raises `VertebraError` where the model cannot take what was asked for."""
         try:
             program = torch.export.export(self.module, (self.example,), dynamic_shapes=(self.dynamic,))
-        except UserError as error:
+        except export_error() as error:
             reason = str(error).partition("Suggested fixes")[0]
             raise VertebraError(f"torch.export cannot trace the model: {' '.join(reason.split())[:400]}") from error
         found = {node.target for node in program.graph.nodes}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from vertebra.runtime.private import RESIZE_BICUBIC
 from vertebra.spec import VertebraError
 
 
@@ -63,7 +64,7 @@ def decomposed_bicubic(image: Tensor, output_size: Any, align_corners: bool, *sc
     return matrices[0] @ image @ matrices[1].transpose(0, 1)
 
 
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {torch.ops.aten._upsample_bicubic2d_aa.vec: decomposed_bicubic}
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {RESIZE_BICUBIC: decomposed_bicubic}
 
 
 class Photo(nn.Module):
