@@ -47,6 +47,7 @@ _NAMES = {
         "vertebra.hub.listing",
         "get_arch_name",
         "get_arch_pretrained_cfgs",
+        "get_deprecated_models",
         "is_model_in_modules",
         "split_model_name_tag",
     ),

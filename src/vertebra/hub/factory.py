@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -121,13 +122,18 @@ def _with_cfg(
 ) -> Resolved:
     """`found` with its record replaced, or some of it; what is known of one checkpoint is not said of another."""
     cfg, changes = found.cfg, changes or {}
+    given = given or None  # an empty one is none
     if isinstance(given, str):
-        name = f"{found.arch}.{given}" if given else found.arch
+        name = f"{found.arch}.{given}"
         REGISTRY.split(name)
         cfg = from_row(name, REGISTRY.weights(found.arch)[name], REGISTRY.variant(found.arch).config)
     elif isinstance(given, PretrainedCfg):
         cfg = given
     elif given is not None:
+        if is_dataclass(given) and not isinstance(given, type):  # others' record of the same fields
+            given = {field.name: getattr(given, field.name) for field in fields(given)}
+        if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # of callers without types
+            raise VertebraError(f"pretrained_cfg is a {type(given).__name__}; give a tag, as 'in1k', or a dict")
         cfg = overlay(PretrainedCfg(architecture=found.arch), given, where="pretrained_cfg")
     cfg = overlay(cfg, changes, where="pretrained_cfg_overlay")
     said = given is not None and (not isinstance(given, Mapping) or "input_size" in given)
@@ -145,7 +151,27 @@ def make_config(arch: str, variant: Variant, options: Mapping[str, Any]) -> Mode
             raise unknown_name(
                 "option", option, sorted(allowed | {"features_only", "out_indices", "device", "dtype"}), where=arch
             )
-    return replace(variant.config, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        _check_value(option, options[option])
+    return replace(variant.config, **{option: _plain(value) for option, value in options.items()})
+
+
+def _plain(value: Any) -> Any:
+    """As a record can hold it: lists as tuples, numpy's whole numbers as Python's."""
+    if isinstance(value, list):
+        return tuple(cast("list[Any]", value))
+    return int(value) if isinstance(value, Integral) and not isinstance(value, int) else value
+
+
+_LEAST = {"num_classes": 0, "in_chans": 1}
+
+
+def _check_value(option: str, value: Any) -> None:
+    """Raise for what would build a model, of no use, or fail where nobody sees why."""
+    least = _LEAST.get(option)
+    if least is not None and not (isinstance(value, Integral) and value >= least):
+        raise VertebraError(f"{option}={value!r}: give a whole number, {least} or more")
+    if option.endswith("_rate") and not (isinstance(value, Real) and 0 <= value <= 1):
+        raise VertebraError(f"{option}={value!r}: a rate is a number between 0 and 1")
 
 
 def pretrained_state(found: Resolved, cache_dir: Path | str | None) -> tuple[State, str, Resolved]:

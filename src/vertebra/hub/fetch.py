@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vertebra.spec import WeightsError, WeightsUnavailableError
+from vertebra.spec import MissingFileError, WeightsError, WeightsUnavailableError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """Names tried in a hub repository or a folder, safest first."""
@@ -164,4 +164,4 @@ def folder_weights(folder: Path) -> Path:
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise WeightsError(f"{folder} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")
+    raise MissingFileError(f"{folder} holds no weights; expected one of {', '.join(WEIGHT_FILES)}")

@@ -73,7 +73,7 @@ def list_modules() -> list[str]:
 
 def is_model(model_name: str) -> bool:
     """Whether an architecture of that name (a tag behind it is ignored) exists."""
-    return get_arch_name(model_name) in REGISTRY
+    return get_arch_name(REGISTRY.current(model_name)) in REGISTRY
 
 
 def split_model_name_tag(model_name: str, no_tag: str = "") -> tuple[str, str]:
@@ -100,6 +100,11 @@ def get_arch_pretrained_cfgs(model_name: str) -> dict[str, PretrainedCfg]:
         return {}
     config = REGISTRY.variant(arch).config
     return {name: from_row(name, row, config) for name, row in REGISTRY.weights(arch).items()}
+
+
+def get_deprecated_models(module: str = "") -> dict[str, str]:
+    """What older releases of timm called a checkpoint -> its name of today; of one family, or of all."""
+    return {old: new for old, new in REGISTRY.renamed.items() if not module or is_model_in_modules(new, module)}
 
 
 def is_model_pretrained(model_name: str) -> bool:
@@ -132,7 +137,7 @@ def model_entrypoint(model_name: str, module_filter: str | None = None) -> Calla
 
     `module_filter` names the family that it must belong to; else `UnknownNameError` says where it does.
     """
-    arch, _ = REGISTRY.split(model_name)
+    arch, _ = REGISTRY.split(REGISTRY.current(model_name))
     if module_filter and not is_model_in_modules(arch, module_filter):
         home = REGISTRY.family(arch).name
         raise UnknownNameError(f"no model {arch!r} in module {module_filter!r}; it is one of {home!r}")

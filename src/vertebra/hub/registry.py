@@ -23,6 +23,10 @@ class Registry:
                 if arch not in family.variants:
                     raise VertebraError(f"weights {name!r} belong to no variant of family {family.name!r}")
                 tagged[arch][name] = row
+        self.renamed: Mapping[str, str] = MappingProxyType(
+            {k: v for f in owners.values() for k, v in f.renamed.items()}
+        )
+        """Names of old -> `arch.tag`."""
         self._owners: Mapping[str, Family] = MappingProxyType(owners)
         self._tagged: Mapping[str, Mapping[str, Weights]] = {a: MappingProxyType(rows) for a, rows in tagged.items()}
 
@@ -46,6 +50,14 @@ class Registry:
             known = ", ".join(map(repr, tags)) or "none"
             raise UnknownNameError(f"unknown tag {tag!r} for {arch}{did_you_mean(tag, tags)}; it has {known}")
         return arch, tag
+
+    def current(self, name: str) -> str:
+        """Today's `arch.tag` of a name of old, with a tag behind it or not; of any other, the name itself."""
+        arch, dot, tag = name.partition(".")
+        if arch in self._owners or arch not in self.renamed:
+            return name
+        new = self.renamed[arch]
+        return f"{new.partition('.')[0]}.{tag}" if dot and tag else new
 
     def family(self, arch: str) -> Family:
         """The family that declares `arch`."""

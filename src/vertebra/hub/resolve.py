@@ -1,6 +1,7 @@
 """What a model's name means: a registered row, a hub repository, a folder. Nothing is downloaded but a config.json."""
 
 import codecs
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -9,7 +10,14 @@ from typing import Any, TypedDict, get_type_hints
 from vertebra.hub.fetch import folder_weights, hub_file
 from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay, own_record
 from vertebra.hub.registry import REGISTRY
-from vertebra.spec import WEIGHT_SUFFIXES, WeightsError, as_declared, parse_object
+from vertebra.spec import (
+    WEIGHT_SUFFIXES,
+    MissingFileError,
+    UnknownNameError,
+    WeightsError,
+    as_declared,
+    parse_object,
+)
 
 HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 FOLDER_SCHEME = "local-dir:"
@@ -31,6 +39,8 @@ class Resolved:
 
 def resolve(name: str, *, cache_dir: Path | str | None = None) -> Resolved:
     """`arch`, `arch.tag`, `hf-hub:owner/name[@revision]`, `owner/name`, `local-dir:PATH`."""
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # of callers without types
+        raise UnknownNameError(f"model_name is a {type(name).__name__}; give a name, as 'dla34', or 'local-dir:PATH'")
     if name.startswith(FOLDER_SCHEME):
         return from_folder(Path(name.removeprefix(FOLDER_SCHEME)).expanduser())
     scheme = next((s for s in HUB_SCHEMES if name.startswith(s)), "")
@@ -58,7 +68,7 @@ def find(source: str | Path, *, cache_dir: Path | str | None = None) -> Resolved
     if path.is_file():
         return from_file(path, own_record(path) if path.suffix == ".safetensors" else {})
     if path.suffix in WEIGHT_SUFFIXES:
-        raise WeightsError(f"no checkpoint at {path}")
+        raise MissingFileError(f"no checkpoint at {path}")
     if len(path.parts) > 1 and path.parts[0] != "timm" and path.parent.is_dir():
         raise WeightsError(f"no folder {path.name} in {path.parent}; a repository of that name is hf-hub:{source}")
     return resolve(str(source), cache_dir=cache_dir)
@@ -66,7 +76,8 @@ def find(source: str | Path, *, cache_dir: Path | str | None = None) -> Resolved
 
 def is_name(source: str | Path) -> bool:
     """Whether that is a registered architecture, or a tag of one."""
-    return str(source).partition(".")[0] in REGISTRY
+    arch = str(source).partition(".")[0]
+    return arch in REGISTRY or arch in REGISTRY.renamed
 
 
 def from_file(path: Path, record: Mapping[str, Any]) -> Resolved:
@@ -81,7 +92,10 @@ def from_file(path: Path, record: Mapping[str, Any]) -> Resolved:
 
 
 def registered(name: str) -> Resolved:
-    """A row of the registry."""
+    """A row of the registry; under a name of old, with a warning that says the one of today."""
+    if (current := REGISTRY.current(name)) != name:
+        warnings.warn(f"model {name!r} is called {current!r} now", stacklevel=4)
+        name = current
     arch, _ = REGISTRY.split(name)
     default = REGISTRY.default_weights(name)
     full, row = default if default else (name, None)
@@ -92,7 +106,7 @@ def registered(name: str) -> Resolved:
 def from_folder(folder: Path) -> Resolved:
     """A folder that holds `config.json` and weights."""
     if not folder.is_dir():
-        raise WeightsError(f"no folder at {folder}")
+        raise MissingFileError(f"no folder at {folder}")
     found = from_config(read_config(folder / "config.json"), where=str(folder))
     cfg = overlay(
         found.cfg, {"file": str(folder_weights(folder)), "source": "local-dir", "state_dict": None}, where=str(folder)
@@ -103,7 +117,7 @@ def from_folder(folder: Path) -> Resolved:
 def read_config(path: Path) -> dict[str, Any]:
     """A model's config.json."""
     if not path.is_file():
-        raise WeightsError(f"{path.parent} holds no config.json, so its architecture is unknown")
+        raise MissingFileError(f"{path.parent} holds no config.json, so its architecture is unknown")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vertebra.spec import State, WeightsError
+from vertebra.spec import MissingFileError, State, WeightsError
 
 WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict"),
@@ -41,7 +41,7 @@ def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
     """(state dict, metadata) of a checkpoint: what safetensors carries; of a pickle, the `wrapper` it had."""
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"no checkpoint at {path}{'; it is a folder' if path.is_dir() else ''}")
+        raise MissingFileError(f"no checkpoint at {path}{'; it is a folder' if path.is_dir() else ''}")
     if path.stat().st_size == 0:
         raise WeightsError(f"{path} is empty")
     if path.suffix == ".safetensors":

@@ -193,4 +193,6 @@ WEIGHTS = dict(
     ]
 )
 
-FAMILY = Family(name="deit", build=build, variants=VARIANTS, weights=WEIGHTS, adapt=adapt)
+_RENAMED = {f"{arch}_in21ft1k": f"{arch}.fb_in22k_ft_in1k" for arch in VARIANTS if arch.startswith("deit3")}
+
+FAMILY = Family(name="deit", build=build, variants=VARIANTS, weights=WEIGHTS, adapt=adapt, renamed=_RENAMED)

@@ -1,6 +1,7 @@
 """Frozen declarations; standard library only."""
 
 from vertebra.spec.errors import (
+    MissingFileError,
     UnknownNameError,
     UnknownOptionError,
     VertebraError,
@@ -42,6 +43,7 @@ __all__ = [
     "WEIGHT_SUFFIXES",
     "Accuracy",
     "Family",
+    "MissingFileError",
     "ModelConfig",
     "Preprocess",
     "State",

@@ -20,6 +20,10 @@ class WeightsError(VertebraError, RuntimeError):
     """A checkpoint that cannot be read, or does not fit the model it was meant for; as torch's, a RuntimeError."""
 
 
+class MissingFileError(WeightsError, FileNotFoundError):
+    """A checkpoint, or a folder of one, that is not there."""
+
+
 class WeightsUnavailableError(WeightsError):
     """A checkpoint that exists but cannot be had now: no network, no cached copy, no such repository."""
 

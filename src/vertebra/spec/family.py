@@ -74,3 +74,5 @@ class Family:
     """A foreign checkpoint's layout -> our names. Pure; unknown keys pass through and are refused later."""
     unused: Mapping[str, str] = field(default_factory=dict[str, str])
     """Pattern of keys that published checkpoints hold and no forward pass reads -> why they may be dropped."""
+    renamed: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What older releases of timm called an architecture with one checkpoint -> its `arch.tag`."""
