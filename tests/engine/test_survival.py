@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +31,10 @@ from tests.engine.conftest import (
     tiny_run,
     wait_for,
 )
+from vertebra.data.loader import waited
+from vertebra.data.members import Member
 from vertebra.engine import checkpoint, losses, outdir, together
+from vertebra.engine import state as state_module
 from vertebra.engine import train as module
 from vertebra.engine.checkpoint import CheckpointError
 from vertebra.engine.config import RunConfig
@@ -323,3 +329,43 @@ def test_too_many_rollbacks_stop_the_run(photos: Path, tmp_path: Path, monkeypat
     spoil(monkeypatch, set(range(5, 99)))
     with pytest.raises(NotFiniteError, match="after 1 rollbacks"):
         train(tiny_run(photos, "stop.on_nan=rollback", "stop.rollbacks=1"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("place", "workers"), [("train", 0), ("train", 1), ("val", 1)])
+def test_sigterm_ends_a_run_that_waits_for_a_read_without_end(
+    place: str, workers: int, finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a network drive that has gone: in the third step of the second epoch, or when that is validated."""
+    config, out = with_settings(tiny_run(photos), [f"data.workers={workers}"]), tmp_path / "run"
+    held, _ = os.pipe()
+    listed = (finished / "split.csv").read_text().splitlines()
+    validation = {line.split(",")[2] for line in listed if line.startswith("val,")}
+    assert validation
+    before = {"train": 4 * 8 + 2 * 8, "val": len(validation)}[place]
+    original, told, seen = Member.read, tmp_path / "told", list[str]()
+
+    def read(self: Member) -> bytes:
+        if (self.name in validation) == (place == "val"):
+            seen.append(self.name)
+        if len(seen) > before:
+            told.write_text("")
+            os.read(held, 1)
+        return original(self)
+
+    monkeypatch.setattr(Member, "read", read)
+    monkeypatch.setattr(state_module, "PATIENCE", 0.5)
+    monkeypatch.setattr(state_module, "TICK", 0.2)
+
+    def end() -> None:
+        while not (told.exists() and waited() > 0.3):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=end, daemon=True)
+    sender.start()
+    with pytest.raises(InterruptedRunError, match=r"stopped in epoch [12], step \d: a batch has not come .*; saved in"):
+        train(config, out)
+    assert not multiprocessing.active_children()
+    monkeypatch.undo()
+    train(config, out, resume=True)
+    assert equal(tensors(checkpoint.all_in(out)[-1]), tensors(checkpoint.all_in(finished)[-1]))

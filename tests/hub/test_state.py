@@ -1,12 +1,17 @@
 """A checkpoint file -> tensors: every wrapping that training scripts use, and nothing but tensors."""
 
+import io
 import os
 import pickle
+import struct
+import tracemalloc
+import zlib
 from argparse import Namespace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -276,3 +281,46 @@ def test_what_is_converted_is_called_safetensors(name: str, tmp_path: Path) -> N
         convert(source, "dla34", tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
     assert source.read_bytes() == before
+
+
+def bomb(path: Path, megabytes: int, claims: int) -> Path:
+    """An array of zeros, deflated, whose zip claims so many bytes."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (claims // 4,)})
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    start = packer.compress(header.getvalue()) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    data, name = start + block * megabytes + packer.flush(), b"a.npy"
+    fields = struct.pack("<5H3I2H", 20, 0, 8, 0, 0, 0, len(data), claims + len(header.getvalue()), len(name), 0)
+    local = b"PK\3\4" + fields + name + data
+    index = struct.pack("<4sH", b"PK\1\2", 20) + fields + struct.pack("<3H2I", 0, 0, 0, 0, 0) + name
+    path.write_bytes(local + index + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1, 1, len(index), len(local), 0))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pth"])
+@pytest.mark.parametrize("claims", [3000 * 2**20, 2**20])
+def test_a_zip_of_weights_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, suffix: str, claims: int) -> None:
+    """3 GB of zeros in 3 MB, which say so, or claim to be one megabyte."""
+    path = bomb(tmp_path / f"weights.{suffix}", 3000, claims)
+    assert path.stat().st_size < 4 * 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError, match=r"unpacks to 3,145,|cannot be read"):
+            read_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_npz_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "whole.npz", a=np.arange(6.0), b=np.ones((2, 3), np.float32))
+    whole, path = (tmp_path / "whole.npz").read_bytes(), tmp_path / "spoiled.npz"
+    refused = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        try:
+            read_file(path)
+        except WeightsError:
+            refused += 1
+    assert refused > len(whole) // 2

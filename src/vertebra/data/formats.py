@@ -55,9 +55,9 @@ _SIGNATURES = (
     (rb"Rar!\x1a", "a RAR archive"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
     (rb"RIFF....AVI |\x1aE\xdf\xa3|\x00\x00\x01\xba|FLV", "a video"),
-    (rb"version https://git-lfs", "a Git LFS pointer, not the file it stands for (git lfs pull)"),
+    (rb"version https://git-lfs", "a Git LFS pointer (git lfs pull gets the file)"),
     (rb"(?i:(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<svg)", "an SVG drawing"),
-    (rb"(?i:(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype )?html)", "a web page, not the picture it may have shown"),
+    (rb"(?i:(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype )?html)", "a web page"),
     (rb"\s*[\[{]\s*[\"{\[\]}]", "JSON text"),
 )
 _KNOWN = tuple((re.compile(pattern, re.DOTALL), kind) for pattern, kind in _SIGNATURES)

@@ -12,12 +12,14 @@ import hashlib
 import os
 import random
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +32,8 @@ from vertebra.data.datasets import Part
 from vertebra.data.memory import keep_freed_memory
 from vertebra.spec.errors import VertebraError
 
+_KILLED = 5.0
+"""Seconds that a killed worker gets: one in a read of a drive that is gone dies only once that ends."""
 _TOGETHER, _HELD = 32, 2**22
 """Images, and bytes of their files, that go through reading, cropping and augmenting together."""
 
@@ -59,6 +63,21 @@ class Batch(NamedTuple):
     """(b,): positions in the split."""
     skipped: list[tuple[int, str]]
     """(position in the split, why) of the images that could not be read."""
+
+
+class StuckReadError(BaseException):
+    """Somebody wants the run to end, and a batch does not come. As Ctrl-C, it is no fault of the image being read."""
+
+
+class _Wait:
+    """Of the main thread, for a batch."""
+
+    since: float | None = None
+
+
+def waited() -> float:
+    """Seconds for which the main thread has been waiting for a batch; 0: it is not."""
+    return 0.0 if _Wait.since is None else time.monotonic() - _Wait.since
 
 
 def seed_of(*parts: int) -> int:
@@ -294,7 +313,7 @@ class Loader:
         self._sampler.epoch, self._sampler.start = number, start
         batches = iter(self._loader)
         while True:
-            with _undrawn():  # without workers, reading draws
+            with _undrawn(), _waiting():  # without workers, reading draws
                 batch = cast("Batch | None", next(batches, None))
             if batch is None:
                 return
@@ -306,9 +325,28 @@ class Loader:
             return _collate(self._images.__getitems__(self.order.places(0)[:count]))
 
     def close(self) -> None:
-        """End the workers."""
-        del self._loader._iterator  # pyright: ignore[reportPrivateUsage] - no public way; ends them when collected
+        """End the workers, those that hang in a read, too."""
+        iterator: Any = self._loader._iterator  # pyright: ignore[reportPrivateUsage] - no public way
         self._loader._iterator = None  # pyright: ignore[reportPrivateUsage]
+        workers = getattr(iterator, "_workers", [])
+        if workers:
+            iterator._shutdown_workers()
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+                worker.join(_KILLED)
+
+
+@contextmanager
+def _waiting() -> Generator[None]:
+    """`waited` counts within."""
+    if threading.current_thread() is threading.main_thread():
+        _Wait.since = time.monotonic()
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            _Wait.since = None
 
 
 @contextmanager

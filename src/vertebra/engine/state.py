@@ -13,13 +13,24 @@ from typing import Any
 
 from torch import nn
 
+from vertebra.data.loader import StuckReadError, waited
 from vertebra.engine import checkpoint, sharding
 from vertebra.engine.settings import as_dict, config_hash
 from vertebra.engine.setup import Run
 from vertebra.hub.factory import describe
+from vertebra.spec import VertebraError
 
 ECHO = 1.0
 """Seconds within which a second signal is the first one's."""
+
+TICK = 1.0
+"""Seconds between two looks, from then on, at how long a batch has been waited for."""
+PATIENCE = 10.0
+"""Seconds for which a batch is waited for once somebody wants the run to end."""
+
+
+class InterruptedRunError(VertebraError):
+    """Somebody pressed Ctrl-C; the run is saved."""
 
 
 @dataclass(slots=True)
@@ -100,7 +111,8 @@ def restore(run: Run, saved: Mapping[str, Any]) -> State:
 
 @contextmanager
 def listening() -> Generator[list[int]]:
-    """A list that holds the signal once somebody wants the run to end; a second Ctrl-C ends it at once.
+    """A list that holds the signal once somebody wants the run to end; a second Ctrl-C ends it at once. From then on,
+    `StuckReadError` ends a wait for a batch that does not come.
 
     A launcher (torchrun) passes on what its processes, being in its group, have got already: no second one.
     """
@@ -113,15 +125,41 @@ def listening() -> Generator[list[int]]:
         if not pressed:
             first = now
             pressed.append(number)
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
         elif number == signal.SIGINT and now - first > ECHO:
             raise KeyboardInterrupt
 
+    def look(_number: int, _frame: FrameType | None) -> None:
+        if min(waited(), time.monotonic() - first) > PATIENCE:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise StuckReadError(f"a batch has not come for {waited():.0f} s; is a disk or a network drive gone?")
+
+    timed = hasattr(signal, "setitimer")  # Windows has none
+    heard = {signal.SIGINT: note, signal.SIGTERM: note, **({signal.SIGALRM: look} if timed else {})}
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, handler) for number, handler in heard.items()}
     except ValueError:  # not the main thread, which alone may listen
         before = {}
     try:
         yield pressed
     finally:
+        if timed and before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def saving_when_stuck(run: Run, state: State, out: Path) -> Generator[None]:
+    """Where a batch does not come, the run is saved as it was after its last update; but for that of several processes,
+    which save together.
+    """
+    try:
+        yield
+    except StuckReadError as error:
+        where = f"stopped in epoch {state.epoch + 1}, step {state.step}: {error}"
+        if run.accelerator.num_processes > 1:
+            raise InterruptedRunError(f"{where}; its last checkpoint is in {out}") from error
+        save(run, state, out)
+        raise InterruptedRunError(f"{where}; saved in {out}") from error

@@ -34,7 +34,7 @@ from vertebra.engine.rules import check
 from vertebra.engine.schedule import set_lr
 from vertebra.engine.settings import as_dict
 from vertebra.engine.setup import Run, build, make_accelerator
-from vertebra.engine.state import State, listening, restore, save, weights
+from vertebra.engine.state import InterruptedRunError, State, listening, restore, save, saving_when_stuck, weights
 from vertebra.engine.together import (
     NotFiniteError,
     absorb,
@@ -50,10 +50,6 @@ from vertebra.spec import VertebraError
 
 AGREE_EVERY = 20
 """Updates between two looks at what a GPU has computed, and at what other processes want."""
-
-
-class InterruptedRunError(VertebraError):
-    """Somebody pressed Ctrl-C; the run is saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +94,7 @@ def _train(
         if claim is not None:
             claim.take()
         state = _start(run, out, saved, progress)
-        with _tracked(run, out), listening() as pressed:
+        with _tracked(run, out), listening() as pressed, saving_when_stuck(run, state, out):
             stopped = _epochs(run, state, out, progress, pressed)
     finally:
         progress.close()

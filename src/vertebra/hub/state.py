@@ -5,8 +5,11 @@ import json
 import mmap
 import pickle
 import re
+import struct
+import tokenize
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +37,12 @@ _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 """Of a terminal, in torch's own messages."""
 _CAUSE = re.compile(r"[Uu]nsupported (?:global: )?(GLOBAL \S+)")
 """What would have been called, in those messages."""
+_ZIP_FAULTS = (
+    *(zipfile.BadZipFile, OSError, ValueError, EOFError, LookupError, RuntimeError, OverflowError),
+    *(struct.error, zlib.error),
+)
+_SMALL, _PACKED = 2**28, 16
+"""Bytes that a zip may always unpack to, and how many times its own size: what weights reach is less than 2."""
 _MAPPED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "F64": torch.float64}
 
 
@@ -47,6 +56,7 @@ def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
         return _inside(state, path), metadata
+    _refuse_bomb(path)
     if path.suffix == ".npz":
         return _read_npz(path), {}
     content = _read_pickle(path)
@@ -90,12 +100,26 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
         raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
 
 
+def _refuse_bomb(path: Path) -> None:
+    """Raise for a zip (.npz, or a pickle's) that unpacks to more than weights could be packed into it."""
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+    except _ZIP_FAULTS:
+        return  # no zip, or a broken one: whoever reads it says so
+    if unpacked > max(_SMALL, _PACKED * path.stat().st_size):
+        raise WeightsError(
+            f"{path} says that it unpacks to {unpacked:,} bytes, {unpacked // path.stat().st_size:,} times its own; no "
+            "weights do, and it is not read"
+        )
+
+
 def _read_npz(path: Path) -> State:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {key: torch.from_numpy(file[key]) for key in file.files}
-    except (zipfile.BadZipFile, ValueError, TypeError, EOFError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read as an .npz of arrays: {error}") from error
+    except (*_ZIP_FAULTS, TypeError, MemoryError, SyntaxError, tokenize.TokenError) as error:
+        raise WeightsError(f"{path} cannot be read as an .npz of arrays: {error or type(error).__name__}") from error
 
 
 def _read_pickle(path: Path) -> Any:
