@@ -238,3 +238,9 @@ def test_a_table_of_images_themselves_is_told_from_one_of_paths(tmp_path: Path) 
     parquet.write_table(pa.table({"image": rows, "label": [0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(VertebraError, match=f"holds the images themselves, not their paths; give hf:{tmp_path}"):
         open_dataset(tmp_path / "t.parquet")
+
+
+def test_paths_written_on_windows_are_found(tmp_path: Path) -> None:
+    tree(tmp_path / "images", each=1)
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"images\\{name}\\0.png,{name}\n" for name in COLOURS))
+    check_content(open_dataset(tmp_path / "t.csv"))

@@ -11,11 +11,14 @@ from vertebra.spec.errors import VertebraError
 MOST = 2**29
 """Bytes of one photo, packed or unpacked: those of an uncompressed one of as many pixels as are decoded (0.5 GB)."""
 _STEP = 2**20
+_AT_ONCE = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT"))
+"""A pipe opens only once somebody writes into it, unless one does not wait."""
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
 }
 
 
@@ -25,19 +28,15 @@ def open_regular(path: str | os.PathLike[str]) -> FileIO:
     Raises `VertebraError` for what cannot be opened, and for a pipe or a device, which may never end.
     """
     try:
-        file = FileIO(path, opener=_without_waiting)
+        descriptor = os.open(path, _AT_ONCE)
     except (OSError, ValueError) as error:
         raise VertebraError(f"{os.fspath(path)}: cannot be read: {_cause(error)}") from error
-    mode = os.fstat(file.fileno()).st_mode
+    mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
-        file.close()
+        os.close(descriptor)
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         raise VertebraError(f"{os.fspath(path)}: is {kind}, not a regular file; it may never end, and is not read")
-    return file
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe opens only once somebody writes into it
+    return FileIO(descriptor)
 
 
 def read_regular(path: str | os.PathLike[str], most: int = MOST, expected: int | None = None) -> bytes:

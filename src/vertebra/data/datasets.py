@@ -208,6 +208,8 @@ def _from_table(path: Path, columns: Columns) -> Listing:
     rows: list[Row] = []
     for name, label, split in table.lines:
         file = path.parent / Path(name).expanduser()
+        if not file.is_file() and "\\" in name:  # written on Windows
+            file = path.parent / name.replace("\\", "/")
         if not file.is_file():
             raise VertebraError(f"{path}: no image at {file}; paths in it are relative to {path.absolute().parent}")
         member = Member(str(file), name, file.stat().st_size)
