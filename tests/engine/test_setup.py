@@ -60,6 +60,9 @@ def test_folders_are_called_as_a_table_says_and_no_two_alike(tmp_path: Path) -> 
         VertebraError, match=r"needs a header with a column 'name'.*as 'n09'; it has index, synset, name"
     ):
         readable(["n09"], str(table))
+    (tmp_path / "names.csv").write_text('folder,name\nn01,"a\nb"\nn03,c\n')
+    with pytest.raises(VertebraError, match=r"names.csv: class 'a\\nb' holds a line break"):
+        readable(("n01", "n03"), str(tmp_path / "names.csv"))
 
 
 def test_tables_of_known_data(shared_data: Path) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from vertebra.data.labels import check_written
 from vertebra.data.listing import Listing, Row, Sample, expand, from_files
 from vertebra.data.members import Member
 from vertebra.data.splits import split_named, split_of
@@ -111,7 +111,7 @@ def open_dataset(source: str | Path, columns: Columns = _ALL) -> Dataset:
         raise VertebraError(f"{source} holds no images; give a folder of class folders, or a table of path,label")
     found = {name for row in rows for name in ((row.label,) if isinstance(row.label, str) else row.label)}
     names = tuple(listing.classes or sorted(found, key=_by_number))
-    _check_written(source, names)
+    check_written(source, names)
     if len(names) < 2:
         raise VertebraError(f"{source}: only one class ({', '.join(found)}); there must be two or more to tell apart")
     index = {name: number for number, name in enumerate(names)}
@@ -158,15 +158,6 @@ def _by_number(name: str) -> tuple[int, float, str]:
     if not _NUMBER.fullmatch(name):
         return (1, 0, name)
     return (0, float(name) if "." in name else int(name), name)
-
-
-def _check_written(source: str, classes: Iterable[str]) -> None:
-    """Raise for a name that could not be read back from a list of one name a line in UTF-8, which a run leaves."""
-    for name in classes:
-        line_break = any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name)
-        if line_break or any("\ud800" <= char <= "\udfff" for char in name):
-            kind = "holds a line break or another control character" if line_break else "is no UTF-8"
-            raise VertebraError(f"{source}: class {name!r} {kind}, and could not be written down; call it otherwise")
 
 
 def _listing(source: str, columns: Columns) -> Listing:

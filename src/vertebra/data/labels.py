@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -64,6 +65,15 @@ def labels_for(num_classes: int, pretrained_cfg: Mapping[str, object] | None) ->
     if num_classes == 1000 and config.get("num_classes", 1000) == 1000 and not own and _is_imagenet1k(config):
         return imagenet1k_labels()
     return None
+
+
+def check_written(source: str, classes: Iterable[str]) -> None:
+    """Raise for a name that could not be read back from a list of one name a line in UTF-8, which a run leaves."""
+    for name in classes:
+        line_break = any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name)
+        if line_break or any("\ud800" <= char <= "\udfff" for char in name):
+            kind = "holds a line break or another control character" if line_break else "is no UTF-8"
+            raise VertebraError(f"{source}: class {name!r} {kind}, and could not be written down; call it otherwise")
 
 
 def places(classes: Sequence[str], known: Sequence[str]) -> tuple[list[int], list[str]]:

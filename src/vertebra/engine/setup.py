@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vertebra.data import create_transform, resolve_model_data_config
 from vertebra.data.datasets import Dataset, Part, class_counts, open_dataset
 from vertebra.data.holdout import with_validation
+from vertebra.data.labels import check_written
 from vertebra.data.loader import Loader, Order, default_workers
 from vertebra.data.memory import keep_freed_memory
 from vertebra.data.mix import Mixup
@@ -329,6 +330,7 @@ def readable(folders: Sequence[str], path: str | None) -> tuple[str, ...]:
                 f"{path}: calls both {first[named[folder]]!r} and {folder!r} {named[folder]!r}; "
                 "give each class a name of its own"
             )
+    check_written(str(path), named.values())
     return tuple(named[folder] for folder in folders)
 
 
