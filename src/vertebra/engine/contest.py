@@ -19,6 +19,7 @@ from vertebra.hub.factory import create_model
 from vertebra.hub.resolve import find, is_name
 from vertebra.models.backbone import Backbone
 from vertebra.runtime.backend import DTYPES
+from vertebra.runtime.eager import fused
 from vertebra.runtime.optimize import optimize
 from vertebra.runtime.verify import made_up_images
 from vertebra.spec import VertebraError
@@ -79,7 +80,8 @@ def build(who: Contestant) -> tuple[Callable[[Tensor], object], str, str]:
     if who.dtype == "int8":
         raise VertebraError(f"{who.library} has no int8 in eager mode")
     model = _plain(who).eval().to(dtype=DTYPES[who.dtype], memory_format=torch.channels_last)
-    return _inference(model, DTYPES[who.dtype]), "eager", who.dtype
+    steps = fused(model) if who.library == "vertebra" else None  # as `optimize` and `Predictor` run it
+    return _inference(steps or model, DTYPES[who.dtype]), "eager", who.dtype
 
 
 def input_size(who: Contestant) -> Size:
@@ -126,7 +128,7 @@ def _peer(module: str) -> Any:
         raise VertebraError(f"--against {module.partition('.')[0]} needs it installed: pip install {module}") from error
 
 
-def _inference(model: nn.Module, dtype: torch.dtype | None = None) -> Callable[[Tensor], object]:
+def _inference(model: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> Callable[[Tensor], object]:
     """`dtype` None: an optimised model, which is handed plain images and lays them out itself."""
 
     def call(images: Tensor) -> object:
