@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 from torch.nn.modules import module as nn_module
 
+from vertebra.runtime.graph import tracing
+
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_tracing = threading.Lock()
-"""torch.fx patches `nn.Module` while it traces: one at a time."""
 
 
 def trace(model: nn.Module) -> fx.GraphModule | None:
@@ -26,7 +26,7 @@ def trace(model: nn.Module) -> fx.GraphModule | None:
     if any(module.training or module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return None
     try:
-        with _tracing, torch.no_grad():
+        with tracing, torch.no_grad():  # it patches `nn.Module` meanwhile
             graph = _Tracer().trace(model)
     except (TraceError, TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError):
         return None  # its code asks for a tensor's values or for its type
@@ -72,13 +72,18 @@ def watched(x: Tensor, modules: Iterable[nn.Module]) -> bool:
 
 def is_torchs(layer: nn.Module) -> bool:
     """Whether a layer does what its class says, and that class is torch's own."""
-    return type(layer).__module__.startswith("torch.nn.modules.") and "forward" not in vars(layer)
+    return type(layer).__module__.startswith("torch.nn.modules.") and not _patched(layer)
 
 
 def _is_ours(module: nn.Module) -> bool:
     """Whether its code may be looked into: in evaluation ours asks nothing but its own options."""
     ours = type(module).__module__.startswith("vertebra.") or type(module) in _CONTAINERS
-    return ours and "forward" not in vars(module)
+    return ours and not _patched(module)
+
+
+def _patched(module: nn.Module) -> bool:
+    """Whether somebody has put a method of this one's in the place of its class's."""
+    return any(callable(getattr(type(module), name, None)) for name in vars(module))
 
 
 class _Tracer(fx.Tracer):
