@@ -42,7 +42,7 @@ from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import Run
 from vertebra.engine.state import State
 from vertebra.engine.train import InterruptedRunError, NotFiniteError, train
-from vertebra.spec import VertebraError
+from vertebra.spec import VertebraError, files
 
 
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_to_the_same_weights(
@@ -58,10 +58,10 @@ def test_killed_in_the_middle_of_an_epoch_it_goes_on_to_the_same_weights(
         os.killpg(process.pid, signal.SIGKILL)  # the workers, too
         process.communicate()
         assert _step(out) < 8
-        halves = ("checkpoints/.step-000000009.pt.1", ".metrics.csv.1", ".report.html.1")
-        for half in (*halves, ".model.safetensors.1-2/.tmpAbCdEf"):
-            (out / half).parent.mkdir(exist_ok=True)
-            (out / half).write_bytes(b"half")
+        dead = f"{files.prefix_of(process.pid)}abc"
+        for half in (out / "checkpoints" / dead / "step-000000009.pt", out / dead / "metrics.csv"):
+            half.parent.mkdir()
+            half.write_bytes(b"half")
     done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert not [*out.glob(".*"), *(out / "checkpoints").glob(".*")]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +118,7 @@ def test_openvino_int8_of_a_fixed_batch_is_calibrated_with_batches(vit: Backbone
     done = export_model(vit, tmp_path / "vit.xml", dtype="int8", batch=3, samples=photos)
     assert [case.shape for case in done.cases] == [(3, 3, 32, 32)] * 4  # two generated ones beside
     with pytest.raises(VertebraError, match=r"7 samples were given; give at least 8"):
-        export_model(vit, tmp_path / "vit.xml", dtype="int8", samples=photos[:7])
+        export_model(vit, tmp_path / "more.xml", dtype="int8", samples=photos[:7])
 
 
 @pytest.mark.parametrize(("batch", "sizes"), [(None, [1, 3, 10]), (1, [1] * 10), (4, [4, 4, 4])])
@@ -153,7 +156,7 @@ def test_photos_are_decoded_one_at_a_time_and_no_more_than_needed(
     export_model(vit, tmp_path / "a.xml", samples=["red"] * 400)
     assert not most
     assert shown == ["red"] * write.CHECK
-    export_model(vit, tmp_path / "a.xml", dtype="int8", samples=["red"] * 400)
+    export_model(vit, tmp_path / "a.xml", dtype="int8", samples=["red"] * 400, force=True)
     assert len(most) == write.CALIBRATE
     assert max(most) <= 2  # the one before goes when the next is there
     most.clear()
@@ -248,7 +251,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(
 
     monkeypatch.setitem(FORMATS, "onnx", replace(honest, write=spoil))
     with pytest.raises(VertebraError, match="does not answer as the model: 1x3x32x32: cosine 0"):
-        export_model(vit, out)
+        export_model(vit, out, force=True)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"an earlier file"]
 
 
@@ -323,6 +326,70 @@ assert type(nncf.telemetry.telemetry).__name__ == "MagicMock", nncf.telemetry.te
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=dict(os.environ)
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_is_there_is_written_over_only_when_that_was_said(vit: Backbone, tmp_path: Path) -> None:
+    for name, there in (("a.onnx", "a.onnx"), ("b.xml", "b.xml"), ("c.xml", "c.bin")):
+        (tmp_path / there).write_text("mine")
+        with pytest.raises(VertebraError, match=f"{there} is there already; name another file, or .*--force"):
+            export_model(vit, tmp_path / name)
+    source = Path(shutil.copy(tmp_path / "c.bin", tmp_path / "pytorch_model.bin"))
+    vit.pretrained_cfg["file"] = str(source)
+    try:
+        with pytest.raises(VertebraError, match=r"pytorch_model.bin is the file that is read"):
+            export_model(vit, tmp_path / "pytorch_model.xml", force=True)
+    finally:
+        del vit.pretrained_cfg["file"]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
+
+
+def test_of_two_files_none_is_changed_where_the_second_cannot_be(
+    vit: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(job: Job, path: Path) -> None:
+        for suffix in (".bin", ".xml"):
+            path.with_suffix(suffix).write_text("new")
+
+    replace_ = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == tmp_path / "a.xml":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return replace_(self, target)
+
+    for name in ("a.bin", "a.xml"):
+        (tmp_path / name).write_text("old")
+    monkeypatch.setitem(FORMATS, "openvino", replace(FORMATS["openvino"], write=make))
+    monkeypatch.setattr(write, "in_new_process", lambda *_: [])
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(VertebraError, match=r"cannot write .*a.xml: Permission denied; nothing was changed"):
+        export_model(vit, tmp_path / "a.xml", force=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.bin": "old", "a.xml": "old"}
+
+
+def test_an_xml_beside_the_weights_of_another_file_is_refused(vit: Backbone, tmp_path: Path) -> None:
+    out = export_model(vit, tmp_path / "vit.xml").out
+    weights = out.with_suffix(".bin")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(VertebraError, match=r"vit.xml and vit.bin do not belong together: .* export the model anew"):
+        load(out)
+    out.write_text("".join(line for line in out.read_text().splitlines(True) if "bin_sha256" not in line))
+    assert load(out).num_classes == 10  # written by an earlier version
+
+
+def test_an_export_that_is_ended_leaves_nothing(vit: Backbone, tmp_path: Path) -> None:
+    source = vertebra.save_model(vit, tmp_path / "weights" / "own.safetensors")
+    out = tmp_path / "out" / "own.onnx"
+    command = [sys.executable, "-c", "from vertebra.cli import main; main()", "export", str(source), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while process.poll() is None and not (out.parent.is_dir() and list(out.parent.iterdir())):
+        time.sleep(0.01)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert not list(out.parent.iterdir())
 
 
 # --- what is refused

@@ -21,6 +21,7 @@ import vertebra
 from tests.hub.conftest import ARCH, holds, write_config
 from vertebra import UnknownNameError, WeightsError, WeightsUnavailableError
 from vertebra.hub import fetch
+from vertebra.hub import state as state_module
 from vertebra.hub.factory import describe
 from vertebra.spec import State
 
@@ -312,6 +313,60 @@ def test_an_older_name_in_a_real_cache_offline(
     cache = real_cache(tmp_path / "cache", "me/net", files)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert holds(vertebra.create_model("me/net", pretrained=True, cache_dir=cache), state)
+
+
+@pytest.fixture
+def cached(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A hub cache of `me/net`, and the weights' file in it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    files = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    cache = real_cache(tmp_path / "cache", "me/net", files)
+    blob = cache / "models--me--net" / "blobs" / hashlib.sha256(files["model.safetensors"]).hexdigest()
+    return cache, blob
+
+
+def test_a_file_of_the_hub_is_checked_against_its_name_once(
+    cached: tuple[Path, Path], state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, blob = cached
+    hashed, hashes = list[Path](), fetch._hashes
+    monkeypatch.setattr(fetch, "_hashes", lambda path: hashed.append(path) or hashes(path))
+    assert holds(vertebra.create_model("me/net", pretrained=True, cache_dir=cache), state)
+    assert len(hashed) == 2
+    assert holds(vertebra.create_model("me/net", pretrained=True, cache_dir=cache), state)
+    assert len(hashed) == 2
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"^model.safetensors of me/net in the hub's cache is not what .*; delete "):
+        vertebra.create_model("me/net", pretrained=True, cache_dir=cache)
+
+
+def test_small_files_of_the_hub_are_checked_by_gits_hash(cached: tuple[Path, Path], folder: Path) -> None:
+    cache, _ = cached
+    (link,) = cache.glob("models--me--net/snapshots/*/config.json")
+    content = (folder / "config.json").read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    link.resolve().rename(cache / "models--me--net" / "blobs" / git)
+    link.unlink()
+    link.symlink_to(f"../../blobs/{git}")
+    vertebra.create_model("me/net", device="meta", cache_dir=cache)
+    (cache / "models--me--net" / "blobs" / git).write_bytes(content.replace(b"mine", b"thei"))
+    with pytest.raises(WeightsError, match=r"config.json of me/net in the hub's cache is not what the hub named it"):
+        vertebra.create_model("me/net", device="meta", cache_dir=cache)
+
+
+def test_only_files_that_nobody_rewrites_are_mapped(
+    cached: tuple[Path, Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = list[bool]()
+    original = state_module._map_rest
+    monkeypatch.setattr(state_module, "_map_rest", lambda raw: mapped.append(True) or original(raw))
+    vertebra.create_model("me/net", pretrained=True, cache_dir=cached[0])
+    assert mapped == [True]
+    vertebra.create_model(f"local-dir:{folder}", pretrained=True)
+    vertebra.create_model("dla46_c.tin100", pretrained=True)
+    assert mapped == [True]
 
 
 @pytest.mark.parametrize("name", ["dla34", "hf-hub:nobody/nothing", "nobody/nothing@v2"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vertebra
 from tests.hub.conftest import ARCH, holds
@@ -98,6 +99,32 @@ def test_url_from_the_cache_without_a_network(server: Server, files: Path, state
     by_url(server.url(good(files)), tmp_path / "cache")
     model = by_url(f"http://192.0.2.1/{good(files)}", tmp_path / "cache")
     assert holds(model, state)
+
+
+def test_two_urls_that_end_alike_are_two_files(server: Server, files: Path, state: State, tmp_path: Path) -> None:
+    other = {key: value + 1 for key, value in state.items()}
+    for name, content in (("a", state), ("b", other)):
+        (files / name).mkdir()
+        save_file(content, files / name / "model.safetensors")
+    for _ in range(2):
+        assert holds(by_url(server.url("a/model.safetensors"), tmp_path / "cache"), state)
+        assert holds(by_url(server.url("b/model.safetensors"), tmp_path / "cache"), other)
+        assert holds(by_url(server.url("b/model.safetensors?download=true"), tmp_path / "cache"), other)
+    assert len(server.requests) == 3
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".safetensors"}
+
+
+def test_a_query_takes_nothing_of_the_hash_in_a_name(server: Server, files: Path, state: State, tmp_path: Path) -> None:
+    assert holds(by_url(server.url(f"{good(files)}?download=true"), tmp_path), state)
+    assert (tmp_path / good(files)).is_file()
+    with pytest.raises(WeightsError, match="is not the file that was published"):
+        by_url(server.url("a-deadbeef.pth?download=true"), tmp_path)
+
+
+def test_a_cache_that_cannot_be_is_one_line(server: Server, files: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsUnavailableError, match=r"cannot download .*Not a directory"):
+        by_url(server.url(good(files)), tmp_path / "file" / "cache")
 
 
 def test_url_with_another_hash(server: Server, tmp_path: Path) -> None:

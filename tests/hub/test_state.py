@@ -3,10 +3,12 @@
 import io
 import os
 import pickle
+import shutil
 import struct
 import tracemalloc
 import zlib
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from vertebra import WeightsError
 from vertebra.hub.convert import convert
 from vertebra.hub.state import read_file, unwrap
+from vertebra.spec import VertebraError
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 OTHER = torch.ones(2, 3)
@@ -263,6 +266,36 @@ def test_a_model_stays_what_it_was_when_its_file_is_rewritten(tmp_path: Path) ->
     assert torch.equal(read_file(path)[0]["a"], torch.zeros(50_000))
 
 
+def test_a_safetensors_file_that_is_rewritten_or_cut_in_place_changes_no_model(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(50_000), "b": torch.zeros(9, dtype=torch.int8)}, tmp_path / "a.safetensors")
+    path = tmp_path / "a.safetensors"
+    state: dict[str, Tensor] = read_file(path)[0]
+    size = path.stat().st_size
+    with path.open("rb+") as file:
+        file.seek(size // 2)
+        file.write(b"\x40" * (size - size // 2))
+    assert not state["a"].any()
+    assert not state["b"].any()
+    os.truncate(path, 100)
+    assert not state["a"].any()
+    assert not state["b"].any()
+
+
+def test_threads_read_checkpoints_that_hold_their_arguments(tmp_path: Path) -> None:
+    """What may be unpickled is one set for the whole process, and the others' stays as they left it."""
+    threads, before = 4, torch.serialization.get_safe_globals()
+    for number in range(threads):
+        content = {"model": {"a": torch.full((3,), float(number))}, "args": Namespace(lr=0.1)}
+        torch.save(content, tmp_path / f"{number}.pth")
+
+    def read(number: int) -> list[float]:
+        return [float(read_file(tmp_path / f"{number}.pth")[0]["a"][0]) for _ in range(100)]
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert list(pool.map(read, range(threads))) == [[float(number)] * 100 for number in range(threads)]
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_reading_leaves_the_file_as_it_is(suffix: str, tmp_path: Path) -> None:
     path = save({"a": torch.zeros(500)}, tmp_path / f"a{suffix}")
@@ -324,3 +357,21 @@ def test_an_npz_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None
         except WeightsError:
             refused += 1
     assert refused > len(whole) // 2
+
+
+def test_what_is_there_is_converted_over_only_when_that_was_said_and_the_source_never(
+    file: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copy(file, tmp_path / "dla46_c.safetensors"))
+    before = source.read_bytes()
+    for force in (False, True):
+        with pytest.raises(VertebraError, match=r"dla46_c.safetensors is the file that is read; name another"):
+            convert(source, None, source, half=True, force=force)
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"mine")
+    with pytest.raises(VertebraError, match=r"out.safetensors is there already; name another file, or .*--force"):
+        convert(source, None, out)
+    assert (source.read_bytes(), out.read_bytes()) == (before, b"mine")
+    convert(source, None, out, force=True)
+    assert read_file(out)[0].keys() == read_file(source)[0].keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dla46_c.safetensors", "out.safetensors"]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import errno
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +20,13 @@ from tests.runtime.conftest import Fake
 from vertebra.data import labels_for
 from vertebra.hub.factory import describe
 from vertebra.models.backbone import Backbone
-from vertebra.runtime import choose
+from vertebra.runtime import cache, choose
 from vertebra.runtime.backend import BackendError
 from vertebra.runtime.background import Build
 from vertebra.runtime.maker import Maker, Recipe
 from vertebra.runtime.optimize import is_cached
 from vertebra.runtime.verify import VerificationError
-from vertebra.spec import VertebraError
+from vertebra.spec import VertebraError, files
 
 
 def test_it_stands_in_for_its_model(vit: Backbone, tmp_path: Path) -> None:
@@ -318,7 +322,7 @@ def test_a_compilation_that_is_ended_leaves_nothing_half_made(
 ) -> None:
     monkeypatch.setenv("VERTEBRA_CACHE", str(tmp_path))
     build = Build(vit, "f32", 1)
-    own, others = (tmp_path / "compiled" / f".building-{pid}-x" for pid in (build._process.pid, 1))
+    own, others = (tmp_path / "compiled" / f"{files.prefix_of(pid)}x" for pid in (build._process.pid, 1))
     for folder in (own, others):
         folder.mkdir(parents=True)
     build.close()
@@ -341,3 +345,74 @@ def test_a_batch_with_a_program_of_its_own_is_compared_too(vit: Backbone, fake: 
         vertebra.optimize(vit, "fake", "f32", batch=5, cache_dir=tmp_path)
     with pytest.raises(VertebraError, match="batch=0: give"):
         vertebra.optimize(vit, "fake", "f32", batch=0, cache_dir=tmp_path)
+
+
+# --- nothing can be kept
+
+
+def test_without_a_cache_there_is_one_warning_and_every_answer(
+    vit: Backbone, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VERTEBRA_CACHE", str(tmp_path / "file" / "cache"))
+    image = torch.randn(2, 3, SIZE, SIZE)
+    assert not is_cached(vit, dtype="f32")
+    for number in (1, 2):
+        fast = vertebra.optimize(vit, "fake", "f32")
+        assert torch.allclose(fast(image), vit(image), atol=1e-5)
+        assert not fast.report.cached
+        assert len(fake.built) == number
+    (told,) = [record.message for record in caplog.records]
+    assert "compiled models cannot be kept in " in told
+    assert "Not a directory; name another folder with VERTEBRA_CACHE; until then it is compiled each time" in told
+
+
+def test_a_disk_that_fills_while_a_model_is_compiled_costs_no_answer(
+    vit: Backbone, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = fake.build
+
+    def full(job: Any, folder: Path) -> None:
+        if folder.is_relative_to(tmp_path / "cache"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        build(job, folder)
+
+    monkeypatch.setattr(fake, "build", full)
+    image = torch.randn(2, 3, SIZE, SIZE)
+    assert torch.allclose(vertebra.optimize(vit, "fake", "f32", cache_dir=tmp_path / "cache")(image), vit(image))
+    assert not list((tmp_path / "cache" / "compiled").iterdir())
+
+
+def test_where_nothing_at_all_can_be_written_it_is_one_line(
+    vit: Backbone, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(**_: Any) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cache.tempfile, "mkdtemp", nowhere)
+    with pytest.raises(VertebraError, match=r"there is no folder to write in .*VERTEBRA_CACHE or TMPDIR"):
+        vertebra.optimize(vit, "fake", "f32", cache_dir=tmp_path / "file")
+
+
+NOBODY = """
+import os, sys
+for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "XDG_CACHE_HOME", "VERTEBRA_CACHE"):
+    os.environ.pop(name, None)
+if os.getuid() == 0:
+    os.setuid(54321)  # whom no one knows
+import torch, vertebra
+model = vertebra.create_model("deit_tiny_patch16_224", num_classes=10, depth=1, img_size=32).eval()
+image = torch.randn(2, 3, 32, 32)
+fast = vertebra.optimize(model, "openvino", "f32")
+assert torch.allclose(fast(image), model(image), atol=1e-3)
+print(fast.report.backend, fast.report.cached)
+"""
+
+
+def test_a_user_of_no_name_and_no_home_gets_answers(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", NOBODY], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["openvino", "False"]
+    assert done.stderr.count("cannot be kept") == 1

@@ -17,6 +17,7 @@ def convert(
         typer.Option("--model", "-m", help="The architecture it is for; not needed where the file itself says it."),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Kernels and matrices in float16: half the size.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Convert a checkpoint to safetensors: adapted, checked by running it, with its whole record inside.
 
@@ -30,7 +31,7 @@ def convert(
     """
     from vertebra.hub.convert import convert as run
 
-    done = run(checkpoint, model, out, half=half)
+    done = run(checkpoint, model, out, half=half, force=force)
     if done.wrapper:
         say(f"unwrapped  {done.wrapper}")
     if done.report.renamed:

@@ -50,6 +50,7 @@ def export(
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Names of the classes: .txt (one a line), .json or .csv.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Write a model as ONNX, OpenVINO, torch.export or AOTInductor, with its labels, preprocessing and licence inside.
 
@@ -68,10 +69,11 @@ def export(
     """
     photos = _photos(samples)
     from vertebra.data import load_labels
-    from vertebra.export.write import export_model, format_of
+    from vertebra.export.write import export_model, format_of, refuse_to_overwrite
     from vertebra.hub.factory import load_model
 
     named = format_of(None if kind is None else kind.value, out)  # before anything is downloaded
+    refuse_to_overwrite(out, named, force=force)
     loaded = load_model(model, weights=weights)
     tell_taken(loaded)
     done = export_model(
@@ -84,6 +86,7 @@ def export(
         batch=batch,
         samples=photos,
         labels=load_labels(labels) if labels else None,
+        force=force,
     )
     for case in done.cases:
         say(f"verified   {case}")

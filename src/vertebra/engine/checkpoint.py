@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import pickle
 import random
 import shutil
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from vertebra.engine.settings import differences
-from vertebra.spec import VertebraError
+from vertebra.spec import VertebraError, files
 
 FOLDER = "checkpoints"
 KEEP = 2
@@ -34,7 +33,7 @@ class CheckpointError(VertebraError):
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """Write `state` as the checkpoint after `step` updates; older ones than the last `KEEP` are then deleted.
 
-    Written beside, synced and renamed. Whatever goes wrong, the checkpoints that were there stay as they are.
+    Whatever goes wrong, the checkpoints that were there stay as they are.
     """
     path = _path(folder, step)
     content = io.BytesIO()
@@ -47,23 +46,10 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """The file as given, or as it was before. Raises `CheckpointError`."""
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name}.{os.getpid()}"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        files.write_whole(path, content)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(cannot_write(path, error, len(content))) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 _NO_ROOM = {
@@ -88,17 +74,6 @@ def cannot_write(path: Path, error: OSError, size: int | None = None) -> str:
     todo = _NO_ROOM.get(error.errno or 0, "mend that")
     named = f"{path}" if size is None else f"{path} ({size / 1e6:.1f} MB)"
     return f"cannot write {named}: {reason}; {todo}, then {then}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name, too, must be on the disk."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def all_in(folder: Path) -> list[Path]:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import math
-import os
-import re
-import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from io import FileIO
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,15 +23,13 @@ from vertebra.engine.setup import split_table
 from vertebra.hub.factory import describe
 from vertebra.hub.save import save_model
 from vertebra.models.backbone import Backbone
-from vertebra.spec import State, VertebraError, WeightsError
+from vertebra.spec import State, VertebraError, WeightsError, files
+from vertebra.spec.files import Lock
 
 CONFIG, SPLIT, METRICS, VALIDATION = "config.yaml", "split.csv", "metrics.csv", "validation.json"
 LABELS, MODEL, RECORD, REPORT = "labels.txt", "model.safetensors", "config.json", "report.html"
-_HALF = re.compile(r"\.\d+(-\d+)?$")
-"""How the names of files end that were being written."""
 _RUNNING = ".running"
 """Locked, and named so, while a process trains in the folder; its content is that process' number."""
-_FILES = (CONFIG, SPLIT, METRICS, VALIDATION, LABELS, MODEL, RECORD, REPORT)
 
 
 class Claim:
@@ -48,11 +41,11 @@ class Claim:
 
     def __init__(self, out: Path, *, resume: bool) -> None:
         self.out = out
-        self._file: FileIO | None = None
+        self._lock = Lock(out / _RUNNING)
         if out.exists() and not out.is_dir():
             raise VertebraError(f"--out {out} is a file; name a folder")
         if out.is_dir():
-            self._lock()
+            self._acquire()
             try:
                 _look(out, resume)
             except BaseException:
@@ -61,50 +54,26 @@ class Claim:
 
     def take(self) -> None:
         """Before the first file is written."""
-        if self._file is None:
-            self._lock()
+        if not self._lock.held:
+            self._acquire()
             _look(self.out, resume=False)  # somebody else may have been sooner
 
-    def _lock(self) -> None:
-        path = self.out / _RUNNING
+    def _acquire(self) -> None:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab+", buffering=0)
+            if self._lock.acquire():
+                return
         except OSError as error:
-            raise CheckpointError(cannot_write(path, error)) from error
-        if not _locked(file):
-            file.seek(0)
-            number = file.read(20).decode(errors="replace").strip()
-            file.close()
-            raise VertebraError(
-                f"another process{f' ({number})' if number else ''} is training in {self.out}; wait for it, or name "
-                "another --out"
-            )
-        self._file = file
-        with suppress(OSError):  # a full disk: the number is only for the message
-            file.truncate(0)
-            file.write(str(os.getpid()).encode())
+            raise CheckpointError(cannot_write(self._lock.path, error)) from error
+        number = self._lock.holder
+        raise VertebraError(
+            f"another process{f' ({number})' if number else ''} is training in {self.out}; wait for it, or name "
+            "another --out"
+        )
 
     def release(self) -> None:
         """The folder is anybody's."""
-        if self._file is not None:
-            with suppress(OSError):  # Windows keeps what is open
-                (self.out / _RUNNING).unlink(missing_ok=True)
-            self._file.close()
-            self._file = None
-
-
-def _locked(file: FileIO) -> bool:
-    """For this process, not for those that it forks, and gone when it is; False where another has it."""
-    try:
-        import fcntl
-    except ImportError:
-        return True  # Windows
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)  # others: a file system without locks
-    return True
+        self._lock.release()
 
 
 def _look(out: Path, resume: bool) -> None:
@@ -123,12 +92,8 @@ def _look(out: Path, resume: bool) -> None:
     if there and not goes_on:
         lost = f", and no checkpoint to go on from in {checkpoint.FOLDER}/" if resume else ""
         raise VertebraError(f"{out} already holds {there[0]}{lost}; name another --out, so that it is not written over")
-    for folder, names in ((out, _FILES), (out / checkpoint.FOLDER, ("step-*.pt",))):
-        for half in (path for name in names for path in folder.glob(f".{name}.*") if _HALF.search(path.name)):
-            if half.is_dir():
-                shutil.rmtree(half)
-            else:
-                half.unlink(missing_ok=True)
+    for folder in (out, out / checkpoint.FOLDER):
+        files.sweep(folder)
 
 
 def start(config: RunConfig, dataset: Dataset, classes: Sequence[str], out: Path) -> None:

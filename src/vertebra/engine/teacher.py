@@ -5,9 +5,7 @@ b batch, c channels, h w height and width in pixels, k classes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -35,8 +33,6 @@ from vertebra.spec import VertebraError, did_you_mean
 
 ASKED_AT_ONCE = 64
 """Images."""
-HALF_IS_DEAD = 3600
-"""Seconds after which nobody writes on at a half file."""
 
 
 class Teacher:
@@ -118,8 +114,7 @@ class Remembered:
         )
         missing = known.isnan().any(1).nonzero().flatten().tolist()  # all; or what could not be read, and now may be
         if missing:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_halves(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)  # before the teacher is asked for hours
             known = known.half().index_copy(0, torch.tensor(missing), _ask(teacher, part, missing, workers, console))
             write_whole(path, save({"logits": known}))
         self.logits = known.to(teacher.columns.device)
@@ -136,14 +131,6 @@ class Remembered:
                 "and it is asked about that"
             )
         return logits
-
-
-def _remove_halves(folder: Path) -> None:
-    """Of files that a kill left. Other runs may be writing theirs, which takes seconds."""
-    for half in folder.glob(".*.safetensors.*"):
-        with suppress(OSError):  # another run was faster
-            if time.time() - half.stat().st_mtime > HALF_IS_DEAD:
-                half.unlink()
 
 
 @torch.inference_mode()

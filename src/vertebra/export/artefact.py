@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vertebra.export.record import Record
+from vertebra.export.record import PREFIX, Record
 from vertebra.runtime.sessions import Requests, onnx_session
 from vertebra.runtime.unreported import openvino_core
 from vertebra.spec import EXPORTED_SUFFIXES, VertebraError, parse_object, value_as
+from vertebra.spec.files import sha256
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,8 @@ Run = Callable[[Array], Array]
 SUFFIXES = EXPORTED_SUFFIXES
 RECORD_FILE = "vertebra.json"
 """Name of the record among a .pt2 archive's extra files."""
+WEIGHTS_SHA256 = "bin_sha256"
+"""Beside the record in an OpenVINO .xml: of its .bin."""
 TINY = 1e-30
 """Probabilities below this count as it: their logarithm must stay finite."""
 
@@ -168,6 +171,12 @@ def _open_openvino(path: Path) -> tuple[Record, Run]:
     paths = {name: name.split(".") for name in Record.entries()}
     entries = {name: _text(model, p, path) for name, p in paths.items() if model.has_rt_info(p)}
     record = Record.from_strings(entries, where=str(path))
+    tie = [PREFIX.rstrip("."), WEIGHTS_SHA256]
+    if model.has_rt_info(tie) and _text(model, tie, path) != sha256(path.with_suffix(".bin")):
+        raise VertebraError(
+            f"{path} and {path.with_suffix('.bin').name} do not belong together: one of them was replaced; export the"
+            " model anew"
+        )
     native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     # Named, because OpenVINO itself takes bf16 wherever the processor has it, for f32 files too.
     precision = "bf16" if record.dtype == "bf16" and native else "f32"

@@ -8,19 +8,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import torch
 from torch import Tensor
 
-from vertebra.export.artefact import RECORD_FILE
+from vertebra.export.artefact import RECORD_FILE, WEIGHTS_SHA256
 from vertebra.export.graph import Plan
-from vertebra.export.record import Record
+from vertebra.export.record import PREFIX, Record
 from vertebra.runtime.graph import quiet, save_onnx
 from vertebra.runtime.int8 import quantised
 from vertebra.runtime.machine import compiler
 from vertebra.runtime.private import aoti
 from vertebra.runtime.unreported import openvino_core, unreported
 from vertebra.spec import VertebraError
+from vertebra.spec.files import sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Format:
     dtypes: tuple[str, ...]
     needs: tuple[str, ...] = ()
     """Packages of the extra `fast`."""
+    beside: tuple[str, ...] = ()
+    """Suffixes of further files, under the same name."""
 
 
 def write_onnx(job: Job, path: Path) -> None:
@@ -76,6 +80,16 @@ def onnx_to_openvino(graph: Path, job: Job, path: Path) -> None:
     for key, value in job.record.to_strings().items():
         model.set_rt_info(value, key.split("."))
     unreported("openvino").save_model(model, path, compress_to_fp16=job.record.dtype == "bf16")
+    _tie(path)
+
+
+def _tie(path: Path) -> None:
+    """Write into the .xml what its .bin must be: of two files, one may be replaced by another model's."""
+    tree = ET.parse(path)
+    record = tree.find(f"rt_info/{PREFIX.rstrip('.')}")
+    assert record is not None, "onnx_to_openvino has set entries"
+    ET.SubElement(record, WEIGHTS_SHA256).set("value", sha256(path.with_suffix(".bin")))
+    tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
 def _chained(photo: Any, model: Any) -> Any:
@@ -117,7 +131,9 @@ def write_aoti(job: Job, path: Path) -> None:
 
 FORMATS = {
     "onnx": Format(write_onnx, ".onnx", ("f32",), ("onnx", "onnxscript", "onnxruntime")),
-    "openvino": Format(write_openvino, ".xml", ("f32", "bf16", "int8"), ("openvino", "onnx", "onnxscript", "nncf")),
+    "openvino": Format(
+        write_openvino, ".xml", ("f32", "bf16", "int8"), ("openvino", "onnx", "onnxscript", "nncf"), (".bin",)
+    ),
     "pt2": Format(write_pt2, ".pt2", ("f32", "bf16")),
     "aoti": Format(write_aoti, ".pt2", ("f32", "bf16")),
 }

@@ -1,7 +1,5 @@
 """`export_model`: plan, write beside the target, check in a new process, put in place. All of it or nothing."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +25,7 @@ from vertebra.runtime.cache import weights_hash
 from vertebra.runtime.graph import OPSET
 from vertebra.runtime.int8 import check_samples
 from vertebra.runtime.machine import missing
-from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
+from vertebra.spec import UnknownNameError, VertebraError, did_you_mean, files
 
 Sample = str | Path | Image.Image
 BATCHES = (1, 3, 8)
@@ -72,8 +70,11 @@ def export_model(
     batch: int | None = None,
     samples: Sequence[Sample] = (),
     labels: Sequence[str] | None = None,
+    force: bool = False,
 ) -> Exported:
-    """Write `model` (a name: pretrained) to `out`; what stood there stays until the new file is proven.
+    """Write `model` (a name: pretrained) to `out`, for OpenVINO with a .bin beside it.
+
+    What is there is written over with `force` alone, and stays until the new file is proven.
 
     `format`: onnx, openvino, pt2 or aoti; None: by `out`'s suffix. `dtype`: f32, bf16 (openvino: 16-bit weights, bf16
     arithmetic where the processor has it), int8 (openvino). `batch` None: any. `dynamic_size`: images of any multiple
@@ -86,19 +87,18 @@ def export_model(
     """
     out = Path(out)
     options = Options(format_of(format, out), dtype, dynamic_size, with_preprocess, batch)
+    refuse_to_overwrite(out, options.format, force=force)
     built = create_model(model, pretrained=True) if isinstance(model, str) else model
-    _check(built, options, out, samples)
+    _check(built, options, samples)
+    refuse_to_overwrite(out, options.format, force=force, source=built.pretrained_cfg.get("file"))
     training, built = built.training, built.eval()
     try:
         record = record_of(built, options, labels)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=_folder(out)))
-        try:
+        with files.beside(out) as folder:
             return _write(built, options, record, samples, folder, out)
-        except (OSError, SafetensorError) as error:
-            reason = as_os_error(error)
-            raise VertebraError(f"cannot write {out}: {reason.strerror or reason}; nothing was changed") from reason
-        finally:
-            shutil.rmtree(folder)
+    except (OSError, SafetensorError) as error:
+        reason = as_os_error(error)
+        raise VertebraError(f"cannot write {out}: {reason.strerror or reason}; nothing was changed") from reason
     finally:
         built.train(training)
 
@@ -111,12 +111,20 @@ def _write(
     FORMATS[options.format].write(_job(model, options, record, spread(samples, CALIBRATE)), written)
     shown = spread(samples, CHECK) or (_installed_photo() if record.labels else [])
     _save_reference(model, options, [*generated(), *shown], reference)
-    cases = in_new_process(written, reference, record)
-    files = sorted(written.parent.iterdir(), key=lambda file: file == written)  # weights first, what names them last
-    size = sum(file.stat().st_size for file in files)
-    for file in files:
-        file.replace(out.with_name(file.name))
+    try:
+        cases = in_new_process(written, reference, record)
+    except VertebraError as error:
+        raise VertebraError(str(error).replace(str(written), str(out))) from error
+    made = sorted(written.parent.iterdir(), key=lambda file: file == written)  # weights first, what names them last
+    size = sum(file.stat().st_size for file in made)
+    files.put(made, out.parent)
     return Exported(out, record, tuple(cases), size)
+
+
+def refuse_to_overwrite(out: Path, kind: str, *, force: bool, source: str | None = None) -> None:
+    """Raise `VertebraError` where a file of that format would go over one that is there."""
+    for suffix in (out.suffix, *FORMATS[kind].beside):
+        files.refuse_to_overwrite(out.with_suffix(suffix), force=force, source=source)
 
 
 def spread(samples: Sequence[Sample], most: int) -> list[Sample]:
@@ -139,7 +147,7 @@ def format_of(name: str | None, out: Path) -> str:
     return name
 
 
-def _check(model: object, options: Options, out: Path, samples: Sequence[Sample]) -> None:
+def _check(model: object, options: Options, samples: Sequence[Sample]) -> None:
     kind = FORMATS[options.format]
     if not isinstance(model, Backbone):
         raise VertebraError(f"a {type(model).__name__} cannot be exported; give a model of vertebra's, or its name")
@@ -158,13 +166,6 @@ def _check(model: object, options: Options, out: Path, samples: Sequence[Sample]
         check_samples(len(samples))
     if lacking := missing(*kind.needs):
         raise VertebraError(f"{options.format} needs {', '.join(lacking)}; pip install 'vertebra[fast]'")
-    if out.is_dir():
-        raise VertebraError(f"{out} is a folder; give a file's name")
-
-
-def _folder(out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.parent
 
 
 def _check_preprocess(model: Backbone, options: Options) -> None:

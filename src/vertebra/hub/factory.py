@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from vertebra.hub.fetch import hub_weights, url_file
+from vertebra.hub.fetch import hub_weights, in_hub_cache, url_file
 from vertebra.hub.fit import Differences, LoadReport, load_state
 from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay, record_in
 from vertebra.hub.registry import REGISTRY
@@ -186,7 +186,7 @@ def pretrained_state(found: Resolved, cache_dir: Path | str | None) -> tuple[Sta
         return state, cfg.file, found
     path = _download(cfg, found.revision, cache_dir)
     if path is not None:
-        state, found = _read(path, found)
+        state, found = _read(path, found, mapped=in_hub_cache(path))
         return state, f"{cfg.hf_hub_id or cfg.url} ({path.name})", found
     raise WeightsError(
         f"no pretrained weights are published for {found.arch!r}; create it without pretrained=True, or name a file"
@@ -194,9 +194,9 @@ def pretrained_state(found: Resolved, cache_dir: Path | str | None) -> tuple[Sta
     )
 
 
-def _read(path: str | Path, found: Resolved) -> tuple[State, Resolved]:
+def _read(path: str | Path, found: Resolved, *, mapped: bool = False) -> tuple[State, Resolved]:
     """A checkpoint, and `found` with the size of images that the file's own record tells, where it has one."""
-    state, metadata = read_file(path)
+    state, metadata = read_file(path, mapped=mapped)
     record = record_in(metadata, Path(path))
     return state, replace(found, image=from_config(record, where=str(path)).image or found.image) if record else found
 

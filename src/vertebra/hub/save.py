@@ -3,9 +3,6 @@
 import json
 import os
 import re
-import shutil
-import stat
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from torch import Tensor
 from vertebra.hub.factory import describe
 from vertebra.hub.pretrained import METADATA_KEY
 from vertebra.models.backbone import Backbone
-from vertebra.spec import State, WeightsError
+from vertebra.spec import State, WeightsError, files
 
 
 def save_model(
@@ -29,6 +26,8 @@ def save_model(
     half: bool = False,
 ) -> Path:
     """Write `model` to `path` (.safetensors): a whole file or none. `extra` joins the record in its metadata.
+
+    A file that is there is written over, as by `torch.save`.
 
     `state` stands in the place of the model's own parameters and buffers (their average, or what was spread).
     `half`: kernels and matrices in float16, for half the size; norms and biases, which are small, stay as they are.
@@ -43,22 +42,13 @@ def save_model(
     tensors = {key: value.detach().contiguous() for key, value in own.items()}
     if half:
         tensors = {key: halved(value) for key, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A folder: safetensors writes under names of its own making, which nobody could tell once the process was killed.
-    beside = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}"
     try:
-        beside.mkdir(exist_ok=True)
-        save_file(tensors, beside / path.name, metadata=metadata)
-        (beside / "new").touch()  # has the rights of any new file; safetensors' own is for its owner alone
-        (beside / path.name).chmod(stat.S_IMODE((beside / "new").stat().st_mode))
-        with (beside / path.name).open("rb") as file:
-            os.fsync(file.fileno())
-        (beside / path.name).replace(path)
+        with files.beside(path) as folder:
+            save_file(tensors, folder / path.name, metadata=metadata)
+            files.put([folder / path.name], path.parent)
     except (OSError, SafetensorError) as error:
         reason = as_os_error(error)
         raise WeightsError(f"cannot write {path}: {reason.strerror or reason}; nothing was changed") from reason
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return path
 
 

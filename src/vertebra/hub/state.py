@@ -1,16 +1,20 @@
-"""A checkpoint file -> a flat dict of tensors. safetensors is read by mapping; pickles may hold nothing but tensors."""
+"""A checkpoint file -> a flat dict of tensors in memory of their own; pickles may hold nothing but tensors."""
 
 import argparse
 import json
 import mmap
+import os
 import pickle
 import re
 import struct
+import threading
 import tokenize
 import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,18 +47,25 @@ _ZIP_FAULTS = (
 )
 _SMALL, _PACKED = 2**28, 16
 """Bytes that a zip may always unpack to, and how many times its own size: what weights reach is less than 2."""
+_NAMESPACE = (argparse.Namespace, "argparse.Namespace")
+"""As torch takes it; not the class alone, which is what another thread may allow, and take back while we read."""
+_unpickling = threading.Lock()
 _MAPPED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "F64": torch.float64}
 
 
-def read_file(path: Path | str) -> tuple[State, dict[str, str]]:
-    """(state dict, metadata) of a checkpoint: what safetensors carries; of a pickle, the `wrapper` it had."""
+def read_file(path: Path | str, *, mapped: bool = False) -> tuple[State, dict[str, str]]:
+    """(state dict, metadata) of a checkpoint: what safetensors carries; of a pickle, the `wrapper` it had.
+
+    `mapped`: nobody ever writes to this file again, so that a safetensors' tensors may lie in it. Those of any other
+    would change with it, and the process would die where it is cut.
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"no checkpoint at {path}{'; it is a folder' if path.is_dir() else ''}")
     if path.stat().st_size == 0:
         raise WeightsError(f"{path} is empty")
     if path.suffix == ".safetensors":
-        state, metadata = _read_safetensors(path)
+        state, metadata = _read_safetensors(path, mapped=mapped)
         return _inside(state, path), metadata
     _refuse_bomb(path)
     if path.suffix == ".npz":
@@ -78,25 +89,27 @@ def read_header(path: Path) -> dict[str, Any]:
         return json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
 
 
-def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """The library checks the file; the usual types are then mapped here, at a quarter of its time for a tensor."""
+def _read_safetensors(path: Path, *, mapped: bool) -> tuple[State, dict[str, str]]:
+    """The library checks the file; tensors of the usual types are then views of one buffer: a quarter of its time for a
+    mapped one, and for one that is read a sixth of what its `load_file` and a copy take.
+    """
     try:
-        with safe_open(path, framework="pt") as file, path.open("rb") as raw:
-            start = 8 + int.from_bytes(raw.read(8), "little")
-            header = read_header(path)
-            content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
+        with safe_open(path, framework="pt") as file, path.open("rb", buffering=0) as raw:
+            header: dict[str, Any] = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
+            content = _map_rest(raw) if mapped else _read_rest(raw)
             state = State()
             for key in file.keys():  # noqa: SIM118
                 entry = header[key]
                 dtype, (begin, end) = _MAPPED.get(entry["dtype"]), entry["data_offsets"]
                 if dtype is None or begin == end:
-                    state[key] = file.get_tensor(key)
+                    tensor = file.get_tensor(key)
+                    state[key] = tensor if mapped else tensor.clone()
                 else:
                     count = (end - begin) // dtype.itemsize
-                    flat = torch.frombuffer(content, dtype=dtype, count=count, offset=start + begin)
+                    flat = torch.frombuffer(content, dtype=dtype, count=count, offset=begin)
                     state[key] = flat.view(entry["shape"])
             return state, dict(file.metadata() or {})
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError) as error:  # the latter: it was rewritten meanwhile
         raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
 
 
@@ -114,6 +127,23 @@ def _refuse_bomb(path: Path) -> None:
         )
 
 
+def _map_rest(raw: FileIO) -> memoryview:
+    """What comes after the header; written to, it becomes this process's own, page by page."""
+    return memoryview(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY))[raw.tell() :]
+
+
+def _read_rest(raw: FileIO) -> memoryview:
+    # Of numpy's: large pages, and not filled with zeros first.
+    content = np.empty(os.fstat(raw.fileno()).st_size - raw.tell(), np.uint8).data
+    done = 0
+    while done < len(content):  # a read gives 2 GB at most
+        count = raw.readinto(content[done:])
+        if not count:
+            raise ValueError("it became shorter while it was read")
+        done += count
+    return content
+
+
 def _read_npz(path: Path) -> State:
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -124,10 +154,7 @@ def _read_npz(path: Path) -> State:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # Read, not mapped: training scripts rewrite such files in place, under the feet of who maps them.
-        # Training scripts keep their arguments beside the weights, as a Namespace, which holds data alone.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_tensors(path)
     except pickle.UnpicklingError as error:
         # Not torch's own words, whose advice is to unpickle it nevertheless.
         found = _CAUSE.search(_COLOURS.sub("", str(error)))
@@ -139,6 +166,22 @@ def _read_pickle(path: Path) -> Any:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise WeightsError(f"{path} cannot be read as a checkpoint: {reason}") from error
+
+
+def _load_tensors(path: Path) -> Any:
+    """Read, not mapped: training scripts rewrite such files in place, under the feet of who maps them.
+
+    They keep their arguments beside the weights, as a Namespace, which holds data alone. What may be unpickled beyond
+    tensors is one set for the whole process: it is touched for files that need it, by one thread at a time.
+    """
+    load = partial(torch.load, path, map_location="cpu", weights_only=True)
+    try:
+        return load()
+    except pickle.UnpicklingError as error:
+        if _NAMESPACE[1] not in str(error):
+            raise
+    with _unpickling, torch.serialization.safe_globals([_NAMESPACE]):
+        return load()
 
 
 def wrappers(content: Any) -> list[str]:

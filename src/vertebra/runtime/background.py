@@ -17,6 +17,8 @@ import torch
 from vertebra.models.backbone import Backbone
 from vertebra.runtime import cache, interpreter
 from vertebra.runtime.backend import BackendError
+from vertebra.spec import files
+from vertebra.spec.cache import root
 
 
 class Build:
@@ -31,7 +33,7 @@ class Build:
             self._folder.cleanup()
             raise
         self._log = Path(self._folder.name, "log").open("w+")  # noqa: SIM115 - open for as long as the process runs
-        self._cache = cache.root()
+        self._cache = root()
         self._process = subprocess.Popen(
             interpreter.command(__name__, weights, self._cache, dtype, threads),
             env=interpreter.environment(),
@@ -57,7 +59,7 @@ class Build:
         if self._process.poll() is None:
             self._process.terminate()
         self._process.wait()
-        cache.drop_half_made(cache.compiled(self._cache), self._process.pid)
+        files.drop(cache.compiled(self._cache), self._process.pid)
         self._log.close()
         self._folder.cleanup()
 

@@ -8,29 +8,22 @@ import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Generator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vertebra.spec import VertebraError, parse_object
+from vertebra.spec import VertebraError, files, parse_object
+from vertebra.spec.cache import reason
 
 _MANIFEST = "files.json"
-_HALF_MADE = ".building-"
-"""Then the number of the process that builds, and a dash."""
-_FORGOTTEN = 24 * 3600
-"""Seconds after which nobody builds any more: the process was killed."""
+_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""What a disk says that takes no more."""
 
 
-def root(cache_dir: str | Path | None = None) -> Path:
-    """`cache_dir`, else $VERTEBRA_CACHE, else vertebra/ in the user's cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    if own := os.environ.get("VERTEBRA_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vertebra"
+class CacheError(VertebraError):
+    """What was compiled cannot be kept."""
 
 
 def compiled(folder: Path) -> Path:
@@ -87,40 +80,60 @@ def whole(entry: Path) -> bool:
 def building(entry: Path) -> Generator[Path]:
     """An empty folder to write into; it becomes `entry` when the block ends well, and vanishes when it does not.
 
-    Of two processes that build the same thing, the second's work is dropped. Raises as `limit` does, and
-    `VertebraError` where the disk takes no more.
+    Of two processes that build the same thing, the second's work is dropped. Raises as `limit` does, and `CacheError`
+    where nothing can be kept.
     """
     limit()  # a wrong one shall not be found after minutes of compiling
-    with _kept_in(entry.parent):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{_HALF_MADE}{os.getpid()}-", dir=entry.parent))
-    try:
+    with contextlib.ExitStack() as beside:
+        with _kept_in(entry.parent, wholly=True):
+            folder = beside.enter_context(files.beside(entry)) / entry.name
+            folder.mkdir()
         with _kept_in(entry.parent):
             yield folder
+        with _kept_in(entry.parent, wholly=True):
             sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
             (folder / _MANIFEST).write_text(json.dumps(sizes))
-        if not whole(entry):
-            shutil.rmtree(entry, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another process was faster by a moment: its artefact is as good
-                folder.rename(entry)
-        with contextlib.suppress(OSError):  # others prune beside us; whoever builds next goes on with it
-            prune(entry.parent, keep=entry)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            if not whole(entry):
+                shutil.rmtree(entry, ignore_errors=True)
+                files.put_folder(folder, entry)  # unless another process was faster: its artefact is as good
+    with contextlib.suppress(OSError):  # others prune beside us; whoever builds next goes on with it
+        prune(entry.parent, keep=entry)
 
 
 @contextlib.contextmanager
-def _kept_in(folder: Path) -> Generator[None]:
-    """What the system says of a full or closed disk, with what to do."""
+def for_now() -> Generator[Path]:
+    """An empty folder to write into where nothing can be kept; it stays when the block ends well.
+
+    Raises `CacheError` where there is not even that.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="vertebra-"))
+    except OSError as error:
+        raise CacheError(
+            f"nothing can be compiled: there is no folder to write in ({error.strerror}); name one with VERTEBRA_CACHE"
+            " or TMPDIR"
+        ) from error
+    try:
+        with _kept_in(folder):
+            yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _kept_in(folder: Path, *, wholly: bool = False) -> Generator[None]:
+    """What the system says of a full or closed disk, with what to do. `wholly`: nothing else is done in the block."""
     try:
         yield
     except OSError as error:
         elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(folder)
-        if elsewhere or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if not wholly and (elsewhere or error.errno not in _CLOSED):
             raise  # a compiler that may not be run, for one
-        raise VertebraError(
-            f"compiled models cannot be kept in {folder}: {error.strerror}; make room there, or name another "
-            "folder with VERTEBRA_CACHE"
+        room = "make room there, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise CacheError(
+            f"compiled models cannot be kept in {folder}: {reason(folder, error)}; {room}name another folder with "
+            "VERTEBRA_CACHE"
         ) from error
 
 
@@ -131,25 +144,18 @@ def used(entry: Path) -> None:
 
 
 def size(folder: Path) -> int:
-    """Bytes below a folder."""
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
-
-
-def drop_half_made(folder: Path, process: int) -> None:
-    """Remove what a process that was ended left half made in `folder`."""
-    for half in folder.glob(f"{_HALF_MADE}{process}-*"):
-        shutil.rmtree(half, ignore_errors=True)
+    """Bytes below a folder; of one that may not be read, none."""
+    with contextlib.suppress(PermissionError):
+        return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
+    return 0
 
 
 def prune(folder: Path, keep: Path) -> None:
     """Remove the artefacts that were wanted longest ago until the rest fits `limit()`; never `keep`.
 
-    What is half made goes after a day. Raises OSError where another process removes something at this moment.
+    Raises OSError where another process removes something at this moment.
     """
-    for half in folder.glob(f"{_HALF_MADE}*"):
-        if time.time() - half.stat().st_mtime > _FORGOTTEN:
-            shutil.rmtree(half, ignore_errors=True)
-    entries = [e for e in folder.iterdir() if e.is_dir() and e != keep and not e.name.startswith(_HALF_MADE)]
+    entries = [e for e in folder.iterdir() if e.is_dir() and e != keep and not files.is_half(e)]
     entries.sort(key=lambda e: e.stat().st_mtime, reverse=True)
     left = limit() - size(keep)
     for entry in entries:

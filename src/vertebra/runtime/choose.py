@@ -1,6 +1,5 @@
 """Which backend and type, where nobody says: by device, packages and processor, or by measurement, kept per machine."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from vertebra.runtime.eager import Eager
 from vertebra.runtime.inductor import Inductor
 from vertebra.runtime.onnxruntime import OnnxRuntime
 from vertebra.runtime.openvino import OpenVino
-from vertebra.spec import parse_object, unknown_name
+from vertebra.spec import unknown_name
+from vertebra.spec.cache import NOWHERE, note, notes, root
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (Eager(), Inductor(), CudaGraphs(), OpenVino(), OnnxRuntime())}
 _ORDER = {
@@ -86,13 +86,15 @@ def describe() -> dict[str, Any]:
         rows[backend.name] = {"runs": " ".join(able)} if able else {"not here": refusals["f32"]}
     choice = dict.fromkeys(pick_backend("auto", dtype, device, None, fused=fused).name for fused in (True, False))
     absent = machine.missing("openvino", "nncf", "onnx", "onnxruntime", "onnxscript")
-    folder = cache.root()
+    folder = root()
     return {
         "processor": str(machine.processor().get("cpu_name", "unknown")),
         "instructions": list(machine.flags()),
         "device": device.type,
         "automatic choice": f"{' or '.join(choice)}, {dtype}",
-        "cache": f"{folder} ({cache.size(folder) / 1e6:.0f} MB)",
+        "cache": "none: there is no home folder, and VERTEBRA_CACHE names no other"
+        if folder == NOWHERE
+        else f"{folder} ({cache.size(folder) / 1e6:.0f} MB)",
         "to gain": f"pip install 'vertebra[fast]' brings {', '.join(absent)}: 1.5 to 3 times eager mode's speed on CPUs"
         if absent
         else "",
@@ -119,21 +121,10 @@ def fastest(programs: Mapping[str, Callable[[Tensor], Tensor]], images: Tensor, 
 
 def remembered(folder: Path, key: str) -> str | None:
     """What was found for this key on this machine: the fastest backend, or the type of number to take instead."""
-    return _read(folder).get(key)
+    found = notes(folder / _CHOICES).get(key)
+    return found if isinstance(found, str) else None
 
 
 def remember(folder: Path, key: str, choice: str) -> None:
-    """Keep such a finding. Of two processes at once, one may win."""
-    choices = {**_read(folder), key: choice}
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f"{_CHOICES}.{time.monotonic_ns()}"
-    fresh.write_text(json.dumps(choices, indent=1))
-    fresh.replace(folder / _CHOICES)
-
-
-def _read(folder: Path) -> dict[str, str]:
-    try:
-        found = parse_object((folder / _CHOICES).read_bytes(), str(folder / _CHOICES))
-        return {key: choice for key, choice in found.items() if isinstance(choice, str)}
-    except (FileNotFoundError, ValueError):  # a damaged note is no note: it is measured anew
-        return {}
+    """Keep such a finding, where anything can be kept."""
+    note(folder / _CHOICES, **{key: choice})

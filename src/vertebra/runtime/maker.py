@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from contextlib import suppress
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from vertebra.runtime.compare import Figures
 from vertebra.runtime.eager import EagerProgram
 from vertebra.runtime.verify import VerificationError, answers, check, made_up_images
 from vertebra.spec import VertebraError
+from vertebra.spec.cache import root, tell_once
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Maker:
         self.dtype = choose.pick_dtype(recipe.dtype, self.device, recipe.backend)
         height, width = cast("tuple[int, int, int]", resolve_model_data_config(model)["input_size"])[-2:]
         self.native = (height, width)
-        self.cache = cache.root(recipe.cache_dir)
+        self.cache = root(recipe.cache_dir)
         self._hash = ""
         if self.dtype == "int8" and recipe.sample is None and self.device.type == "cpu":
             raise VertebraError(
@@ -137,8 +138,7 @@ class Maker:
                 raise
             _log.warning("float32 is taken: %s", error)
             if self.backend().kept:  # else it would be compiled each time to be refused
-                with suppress(OSError):
-                    choose.remember(self.cache, self._artefact(), "f32")
+                choose.remember(self.cache, self._artefact(), "f32")
             self.dtype = "f32"
             return self._make(self.backend(), self.native)
 
@@ -200,11 +200,23 @@ class Maker:
         if not backend.kept:
             program = backend.load(job, entry)
             return program, self.verify(program, expected, images, backend.name)
-        with cache.building(entry) as folder:
-            backend.build(job, folder)
-            program = backend.load(job, folder)
-            figures = self.verify(program, expected, images, backend.name)
-        return backend.load(job, entry), figures
+        try:
+            with cache.building(entry) as folder:
+                figures = self._build(backend, job, folder, expected, images)[1]
+            return backend.load(job, entry), figures
+        except cache.CacheError as error:
+            tell_once(entry.parent, f"{error}; until then it is compiled each time")
+        with cache.for_now() as folder:
+            found = self._build(backend, job, folder, expected, images)
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return found
+
+    def _build(
+        self, backend: Backend, job: Job, folder: Path, expected: Tensor, images: Tensor
+    ) -> tuple[Program, Figures]:
+        backend.build(job, folder)
+        program = backend.load(job, folder)
+        return program, self.verify(program, expected, images, backend.name)
 
     def expected(self, images: Tensor) -> Tensor:
         """Eager f32's answers."""

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from vertebra.spec.preprocess import Preprocess
 
@@ -69,5 +70,5 @@ class Weights:
     @property
     def hash_prefix(self) -> str | None:
         """The first hex digits of the original file's sha256, where its name carries them."""
-        found = _HASH_IN_NAME.search(self.url or "")
+        found = _HASH_IN_NAME.search(urlsplit(self.url or "").path)
         return found.group(1) if found else None
