@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -375,7 +376,7 @@ def test_an_xml_beside_the_weights_of_another_file_is_refused(vit: Backbone, tmp
     weights.write_bytes(content)
     with pytest.raises(VertebraError, match=r"vit.xml and vit.bin do not belong together: .* export the model anew"):
         load(out)
-    out.write_text("".join(line for line in out.read_text().splitlines(True) if "bin_sha256" not in line))
+    out.write_text(re.sub(r"<bin_sha256 [^>]*>", "", out.read_text()))
     assert load(out).num_classes == 10  # written by an earlier version
 
 
