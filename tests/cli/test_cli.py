@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,45 @@ def complaint(result: Result) -> str:
 
 
 # --- classify
+
+
+def test_zips_and_standard_input(photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.write(photos / "more" / "a.png", "in/a.png")
+        archive.write(photos / "broken.png", "broken.png")
+        archive.write(photos / "notes.txt", "notes.txt")
+    named = ("--model", weights, "--top", "1", "--json")
+    done = run("classify", tmp_path / "photos.zip", photos / "more" / "a.png", *named)
+    assert done.exit_code == 1
+    broken, inside, outside = lines(done.stdout)  # in the order of their names
+    assert inside["path"] == f"{tmp_path}/photos.zip!in/a.png"
+    assert inside["predictions"] == outside["predictions"]
+    assert broken["path"] == f"{tmp_path}/photos.zip!broken.png"
+    assert "not an image" in str(broken["error"])
+    piped = CliRunner().invoke(
+        app, ["classify", "-", *map(str, named)], input=(photos / "more" / "a.png").read_bytes(), prog_name="vertebra"
+    )
+    (answer,) = lines(piped.stdout)
+    assert answer == outside | {"path": "-"}
+    for content, message in ((b"", "standard input is empty"), (b"text", "-: ")):
+        failed = CliRunner().invoke(app, ["classify", "-", *map(str, named)], input=content, prog_name="vertebra")
+        assert failed.exit_code == 1
+        assert message in failed.stderr
+        assert "<bytes>" not in failed.stderr
+
+
+def test_an_address_that_leads_nowhere_is_named(photos: Path, weights: Path) -> None:
+    address = "http://127.0.0.1:1/a.png"
+    done = run("classify", address, photos / "more" / "a.png", "--model", weights, "--json")
+    assert done.exit_code == 1
+    assert f"vertebra: {address}: cannot be fetched: " in done.stderr
+    assert [line["path"] for line in lines(done.stdout)] == [address, str(photos / "more" / "a.png")]
+
+
+def test_the_bound_of_pixels_goes_by_its_options_name(photos: Path, weights: Path) -> None:
+    done = run("classify", photos / "more" / "a.png", "--model", weights, "--max-pixels", "100")
+    assert "too many pixels for --max-pixels 100 (" in complaint(done)
+    assert "raise --max-pixels" in complaint(done)
 
 
 def test_the_dog_is_a_samoyed(shared_data: Path) -> None:

@@ -28,7 +28,11 @@ BAR, LABEL, GAPS = 40, 32, 12
 
 def classify(
     photos: Annotated[
-        list[str], typer.Argument(metavar="PHOTO", help="Files, folders (searched through) or quoted patterns.")
+        list[str],
+        typer.Argument(
+            metavar="PHOTO",
+            help="Files, folders (searched through), zips, quoted patterns, addresses (https://), or -.",
+        ),
     ],
     model: Annotated[
         str | None,
@@ -81,15 +85,19 @@ def classify(
 
     `vertebra classify holidays/ 'more/*.png' --top 1 --json`
 
+    `vertebra classify https://example.org/cat.jpg --model runs/mine`
+
+    `cat cat.jpg | vertebra classify - --json`
+
     `vertebra classify photos/ --model dla102 --optimize`
 
     `vertebra classify dog.jpg --model deit_tiny_patch16_224 --weights deit_tiny.safetensors`
     """
-    paths, failures = expand(photos)
+    found, failures = expand(photos)
     report = _Report(as_json)
     for name, reason in failures.items():
         report.failure(name, reason)
-    if paths:
+    if found:
         from vertebra.data import DEFAULT_MAX_PIXELS, load_labels
         from vertebra.engine.predict import Predictor
 
@@ -104,12 +112,12 @@ def classify(
             device=pick_device(device),
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
         )
-        for path, answer in predictor.stream(paths):
+        for name, (_, answer) in zip(found, predictor.stream(list(found.values())), strict=True):
             if isinstance(answer, VertebraError):
-                report.failure(path, str(answer))
+                report.failure(name, str(answer))
             else:
-                report.answer(path, answer)
-    report.end(len(paths) + len(failures))
+                report.answer(name, answer)
+    report.end(len(found) + len(failures))
 
 
 def _open(
@@ -155,19 +163,21 @@ class _Report:
         self.failed = 0
         self.console = None if as_json else console()
 
-    def failure(self, path: str | Path, reason: str) -> None:
-        reason = reason.removeprefix(f"{path}: ")
+    def failure(self, path: str, reason: str) -> None:
+        reason = reason.removeprefix(f"{path}: ").removeprefix("<bytes>: ")
+        reason = reason.replace("or, where max_pixels can be given, raise it", "or raise --max-pixels")
+        reason = reason.replace("max_pixels=", "--max-pixels ")
         self.failed += 1
         complain(f"{path}: {reason}")
         if self.as_json:
-            print_json({"path": str(path), "error": reason})
+            print_json({"path": path, "error": reason})
 
-    def answer(self, path: Path, prediction: "Prediction") -> None:
+    def answer(self, path: str, prediction: "Prediction") -> None:
         if self.console is not None:
             _print_table(self.console, path, prediction)
             return
         best = zip(prediction.labels, prediction.indices, prediction.probabilities, strict=True)
-        print_json({"path": str(path), "predictions": [{"label": n, "index": i, "probability": p} for n, i, p in best]})
+        print_json({"path": path, "predictions": [{"label": n, "index": i, "probability": p} for n, i, p in best]})
 
     def end(self, count: int) -> None:
         """Exit with 1 where anything failed; of many, how many did."""
@@ -177,7 +187,7 @@ class _Report:
             raise typer.Exit(1)
 
 
-def _print_table(console: "Console", path: Path, prediction: "Prediction") -> None:
+def _print_table(console: "Console", path: str, prediction: "Prediction") -> None:
     """The name, whole; below it the labels. Columns have the same place for every photo."""
     put_name(console, shown(path))
     put(console, _table(prediction, console.width))

@@ -101,4 +101,6 @@ def _photos(named: str | None) -> list[Path]:
     photos, failures = expand([named])
     if failures:
         raise VertebraError(f"--samples {named}: {failures[named]}")
-    return photos
+    if odd := next((name for name, photo in photos.items() if not isinstance(photo, Path)), None):
+        raise VertebraError(f"--samples {named}: {odd} is no file by itself; name a folder of photos, or files")
+    return [photo for photo in photos.values() if isinstance(photo, Path)]

@@ -3,33 +3,32 @@
 b batch, c channels, h w height and width in pixels, k classes.
 """
 
-import io
 import itertools
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar, cast, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from vertebra.data import DEFAULT_MAX_PIXELS, DecodeError, decode, labels_for, resolve_model_data_config
+from vertebra.data import DEFAULT_MAX_PIXELS, labels_for, resolve_model_data_config
 from vertebra.data.eval_reader import eval_reader
 from vertebra.engine.reading import Transform, batches, default_workers, split
+from vertebra.engine.sources import Pixels, Source, read, several
 from vertebra.engine.speed import Speed
+from vertebra.hub.factory import load_model
 from vertebra.models.backbone import Backbone
 from vertebra.runtime.optimize import optimize as make_fast
 from vertebra.spec import VertebraError
 
-Source = bytes | str | os.PathLike[str] | BinaryIO | Image.Image
-"""An encoded image (its bytes, its path, a binary file) or a decoded one."""
 AnySource = TypeVar("AnySource", bound=Source)
-
-_PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Classifier,
+        model: Classifier | str | os.PathLike[str],
         *,
         transform: Transform | None = None,
         labels: Sequence[str] | None = None,
@@ -78,7 +77,8 @@ class Predictor:
         optimize: bool | Literal["auto"] = "auto",
         workers: int | None = None,
     ) -> None:
-        """Put the model into eval mode, and onto `device` where one is named.
+        """Put the model into eval mode, and onto `device` where one is named. A name, a run's folder, a weights file or
+        an exported file is loaded first, as `load_model` does. Of a model without classes, `embed` is what it can do.
 
         `transform` and `labels` default to what the model itself has, else to what its checkpoint says; classes that
         nobody named are called `class 17`. A file that was exported with its preprocessing inside is asked about one
@@ -91,18 +91,22 @@ class Predictor:
         and a long stream's are compiled. Either is made with the weights of its moment.
         `workers` threads read a stream's photos; default: one a core. Raises `VertebraError`.
         """
+        self._recipe: tuple[Any, dict[str, Any]] = (
+            model,
+            {"transform": transform, "labels": labels, "top": top, "batch_size": batch_size},
+        )
+        self._recipe[1].update(device=device, max_pixels=max_pixels, exact=exact, optimize=optimize, workers=workers)
+        if isinstance(model, str | os.PathLike):
+            model = cast("Classifier", load_model(os.fspath(model)))
         workers = default_workers() if workers is None else workers
         transform = transform or getattr(model, "transform", None)
         batch_size = 1 if getattr(model, "with_preprocess", False) else batch_size
         for name, value in (("top", top), ("batch_size", batch_size), ("workers", workers)):
             if value < 1:
                 raise VertebraError(f"{name}={value}: give a whole number from 1 on")
-        if model.num_classes < 1:
-            raise VertebraError(
-                "this model has no classifier (num_classes=0), so it names no classes; call it directly"
-            )
         self.labels = _class_names(model, labels)
         self.top = min(top, len(self.labels))
+        self._told = False
         self.batch_size, self.workers, self.max_pixels = batch_size, workers, max_pixels
         dtype = "f32" if exact else "auto"
         self.run = self.model = _placed(model, device)
@@ -123,18 +127,77 @@ class Predictor:
         elif isinstance(model, Backbone) and optimize == "auto":
             self._speed = Speed(model, dtype)
 
-    def __call__(self, source: Source) -> Prediction:
-        """One image. Raises `DecodeError` where it cannot be read."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was made: what was compiled since stays here. A model that was named goes by its name."""
+        return _made_again, (type(self), *self._recipe)
+
+    @overload
+    def __call__(self, source: bytes | BinaryIO | Image.Image) -> Prediction: ...
+
+    @overload
+    def __call__(self, source: str | os.PathLike[str] | Pixels | Iterable[Source]) -> Any: ...
+
+    def __call__(self, source: Source | Iterable[Source]) -> Any:
+        """One image: its `Prediction`. A list, a folder, a zip or a batch of pixels: a list of them, in order.
+
+        Raises `DecodeError`, or another `VertebraError`, for the first that cannot be read; `stream` goes on after it.
+        """
+        many = several(source)
+        if many is not None:
+            return list(self._each(many, self.answer))
+        return self._one(cast("Source", source))
+
+    def embed(self, source: Source | Iterable[Source]) -> Tensor:
+        """What the model knows of an image before it names it, (d,); of several, as `__call__` takes them, (n, d).
+
+        Raises `VertebraError` for what has no embedding: an exported or a compiled model.
+        """
+        many = several(source)
+        if many is None:
+            return self._embedded(self.prepare(cast("Source", source)).unsqueeze(0))[0]
+        rows = list(self._each(many, self._embedded))
+        return torch.stack(rows) if rows else torch.empty(0, getattr(self.model, "num_features", 0))
+
+    @torch.inference_mode()
+    def _embedded(self, batch: Float[Tensor, "b c h w"]) -> Tensor:
+        model = self.model
+        if not isinstance(model, Backbone):
+            raise VertebraError(f"{type(model).__name__} gives no embeddings; give the model that it was made from")
+        self._tell_of_random_weights()
+        found = model.forward_head(model.forward_features(batch.to(self.device, self.dtype)), pre_logits=True)
+        return cast("Tensor", found).float().cpu()
+
+    def _each(self, sources: Iterable[Source], answer: Callable[[Tensor], Iterable[Answer]]) -> Iterator[Answer]:
+        for chunk in batches(sources, self._read, size=self.batch_size, workers=self.workers):
+            for _, tensor in chunk:
+                if not isinstance(tensor, Tensor):
+                    raise tensor
+            yield from answer(self._finish(_stack([tensor for _, tensor in chunk if isinstance(tensor, Tensor)])))
+
+    def _tell_of_random_weights(self) -> None:
+        if self._told or not isinstance(self.model, Backbone):
+            return
+        self._told = True
+        if not self.model.filled:
+            warnings.warn(
+                "this model's weights are random, so its answers mean nothing: nobody loaded any; create it with "
+                "pretrained=True or checkpoint_path=FILE",
+                stacklevel=4,
+            )
+
+    def _one(self, source: Source) -> Prediction:
         if self._speed is not None and self.run is self.model:
             self.run = self._speed.steps_made_one(next(self._asked)) or self.run
         return self.answer(self.prepare(source).unsqueeze(0))[0]
 
     def stream(self, sources: Iterable[AnySource]) -> Iterator[tuple[AnySource, Prediction | VertebraError]]:
-        """Each source with its prediction, or the error that names why there is none; in order, a batch at a time.
+        """Each source with its prediction, or the error that names why there is none; in order, a batch at a time. Of a
+        folder or a zip, which may stand in the place of a list, the sources are its members (`name`).
 
         Threads read the next two batches while one is answered. Memory does not grow with the number of sources. Of a
         list, its length is taken for the number of photos to come.
         """
+        sources = cast("Iterable[AnySource]", several(sources) or sources)
         expected = len(sources) if isinstance(sources, Sized) else None
         seen, start = 0, time.monotonic()
         reader = batches(sources, self._read, size=self.batch_size, workers=self.workers)
@@ -164,7 +227,7 @@ class Predictor:
 
     def _read(self, source: Source) -> Tensor:
         """(c, h, w), finished but for what the whole batch gets at once."""
-        return self._reader(_upright_rgb(source, self.max_pixels) if isinstance(source, Image.Image) else source)
+        return read(source, self._reader, self.max_pixels)
 
     def _finish(self, batch: Tensor) -> Tensor:
         """On the device, where what finishes a batch lies, too."""
@@ -177,11 +240,20 @@ class Predictor:
     @torch.inference_mode()
     def answer(self, batch: Float[Tensor, "b c h w"]) -> list[Prediction]:
         """The predictions of a batch of transformed images."""
+        if not self.labels:
+            raise VertebraError(
+                "this model has no classifier (num_classes=0), so it names no classes; `embed` gives its embeddings"
+            )
+        self._tell_of_random_weights()
         logits = self.run(batch.to(self.device, self.dtype))
         logits = logits.float()
         best = (logits.sigmoid() if self.multi_label else logits.softmax(-1)).topk(self.top)
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Prediction(tuple(self.labels[i] for i in where), tuple(where), tuple(p)) for where, p in rows]
+
+
+def _made_again(kind: type[Predictor], model: Any, options: dict[str, Any]) -> Predictor:
+    return kind(model, **options)
 
 
 def _stack(images: list[Tensor]) -> Tensor:
@@ -230,17 +302,3 @@ def _class_names(model: Classifier, labels: Sequence[str] | None) -> tuple[str, 
     if len(labels) != model.num_classes:
         raise VertebraError(f"{len(labels)} labels for a model of {model.num_classes} classes; give one a class")
     return tuple(labels)
-
-
-def _upright_rgb(image: Image.Image, max_pixels: int | None) -> Image.Image:
-    """A decoded image as `decode` would give it: through a file in memory, unless it is plain RGB already."""
-    name = getattr(image, "filename", "") or "<image>"
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "RGB" and not upright.has_transparency_data:
-            return upright
-        buffer = io.BytesIO()
-        upright.save(buffer, "PNG" if upright.mode in _PNG_MODES else "TIFF")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DecodeError(f"{name}: cannot be read: {error}") from error
-    return decode(buffer.getvalue(), max_pixels=max_pixels)

@@ -50,14 +50,14 @@ def load(path: str | Path) -> "Artefact":
     import torch
 
     record, run = open_file(path, torch.get_num_threads())
-    return Artefact(record, run)
+    return Artefact(record, run, Path(path))
 
 
 class Artefact:
     """Callable on (b, c, h, w) like the model it was exported from; `labels` and `pretrained_cfg` come with it."""
 
-    def __init__(self, record: Record, run: Run) -> None:
-        self.record = record
+    def __init__(self, record: Record, run: Run, path: Path | None = None) -> None:
+        self.record, self.path = record, path
         self._run = run
         self.pretrained_cfg: dict[str, Any] = {**record.model["pretrained_cfg"], **record.preprocess}
         for key in ("input_size", "mean", "std"):
@@ -71,6 +71,12 @@ class Artefact:
         self.with_preprocess = record.with_preprocess
         """True: it takes photos, as `transform` makes them (0..255, any size), and answers log-probabilities."""
         self.training = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its file, which another process must see, too."""
+        if self.path is None:
+            raise VertebraError("an exported file is pickled by its path, and this one was opened without; use `load`")
+        return load, (self.path.absolute(),)
 
     def __call__(self, image: "Tensor") -> "Tensor":
         """(b, c, h, w) -> (b, k) logits. Raises `VertebraError` for a shape that the file was not exported for.
