@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -39,6 +39,20 @@ class DecodeError(VertebraError):
     """An image that cannot be read; one line that names the file and the cause."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """An image, or a JPEG decoded at 1/2, 1/4 or 1/8 of its size, whose sides are then rounded up to whole pixels."""
+
+    image: Image.Image
+    """Upright RGB."""
+    height: int
+    """Of the whole image, upright. Whatever is resized or cropped is laid out by these sides."""
+    width: int
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the whole image in `image`, in its pixels: what lies outside is the padding of a
+    last block."""
+
+
 def decode(
     source: bytes | str | os.PathLike[str] | BinaryIO,
     *,
@@ -50,9 +64,20 @@ def decode(
     Transparent parts become white; 16-bit levels keep their upper 8 bits; embedded colour profiles are not applied.
     A `str` is a path; a binary file is read from where it stands. `max_pixels` (width x height, `None` for no limit)
     is checked before pixels are loaded. With `at_least`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long
-    as its shorter side keeps that many pixels: several times faster where a small image is all that is wanted.
+    as its shorter side keeps that many pixels: several times faster where a small image is all that is wanted. Its
+    sides are then rounded: where anything is measured in it, `decode_reduced` says where the image lies.
     Raises `DecodeError`. Safe to call from several threads.
     """
+    return decode_reduced(source, max_pixels=max_pixels, at_least=at_least).image
+
+
+def decode_reduced(
+    source: bytes | str | os.PathLike[str] | BinaryIO,
+    *,
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    at_least: int | None = None,
+) -> Reduced:
+    """`decode`, and where the whole image lies in what it gives."""
     if max_pixels is not None and max_pixels < 1:
         raise DecodeError(f"max_pixels={max_pixels}: give a positive number of pixels, or None for no limit")
     name, reopen = _opener(source)
@@ -171,19 +196,23 @@ def _file_stream(path: Path) -> BinaryIO:
         raise DecodeError(f"{str(path)!r}: cannot be read: {error}") from error
 
 
-def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | None) -> Image.Image:
+def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | None) -> Reduced:
     """Lets DecompressionBombError through: only the caller knows whether Pillow's own limit is the one that counts."""
     try:
         with open_image(stream) as image:
             if kind := misread(image):
                 raise DecodeError(f"{name}: is {kind}, which is not read here; save them pixel by pixel")
             _check_size(image, name, max_pixels)
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))  # JPEGs only; other formats have nothing to leave out
+            width, height = image.size
+            # JPEGs only; other formats have nothing to leave out.
+            drafted = None if at_least is None else image.draft(None, (at_least, at_least))
             image.load()
             _check_size(image, name, max_pixels)  # an icon's header may lie about the picture inside
-            upright = _turn_upright(image)
-            rgb = _to_rgb(upright)
+            if drafted is None:
+                width, height = image.size
+            box = (0.0, 0.0, *(image.size if drafted is None else drafted[1][2:]))
+            reduced = _turn_upright(Reduced(image, height, width, box), _orientation(image))
+            rgb = _to_rgb(reduced.image)
     except DecodeError:
         raise
     except FILE_FAULTS as error:
@@ -194,7 +223,7 @@ def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | N
             raise _unreadable(name, error) from error
         return _read(io.BytesIO(lighter), name, max_pixels, at_least)
     rgb.info.clear()  # else a caller that applies the EXIF orientation would turn the image a second time
-    return rgb
+    return replace(reduced, image=rgb)
 
 
 def _unreadable(name: str, error: BaseException) -> DecodeError:
@@ -220,9 +249,19 @@ def _cause(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
-    method = _UPRIGHT.get(_orientation(image))
-    return image if method is None else image.transpose(method)
+def _turn_upright(stored: Reduced, orientation: int) -> Reduced:
+    """What is padding at the right and below as stored may come to lie at the left and above."""
+    if orientation not in _UPRIGHT:
+        return stored
+    height, width = stored.height, stored.width
+    columns, rows = stored.image.size
+    _, _, right, bottom = stored.box
+    across = (columns - right, float(columns)) if orientation in (2, 3, 7, 8) else (0.0, right)
+    along = (rows - bottom, float(rows)) if orientation in (3, 4, 6, 7) else (0.0, bottom)
+    if orientation >= 5:  # rows become columns
+        height, width, across, along = width, height, along, across
+    image = stored.image.transpose(_UPRIGHT[orientation])
+    return Reduced(image, height, width, (across[0], along[0], across[1], along[1]))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as F1
 from torchvision.transforms.v2 import functional as kernels
 
+from vertebra.data.decode import Reduced
 from vertebra.spec.errors import VertebraError, unknown_name
 
 F2 = cast("Any", kernels)  # annotated for tensors only, though they take PIL images as well
@@ -95,13 +96,24 @@ class Resize(nn.Module):
         self.fit: Fit = fit
         self.window = window
 
-    def forward(self, image: AnyImage) -> AnyImage:
-        source = image_size(image)
+    def forward(self, image: AnyImage | Reduced) -> AnyImage:
+        """Of a `Reduced` image the size is that of the whole one, as if it had been decoded in full."""
+        box = None
+        if isinstance(image, Reduced):
+            source, box, image = (image.height, image.width), image.box, image.image
+        else:
+            source = image_size(image)
         check_filter(image, self.interpolation)
         target = self.target_size(*source)
         if self.window is not None and math.prod(target) > max(ENORMOUS, 16 * math.prod(self.window)):
-            return self._only_window(image, source, target, self.window)
+            return self._only_window(image, source, target, self.window, box)
+        if box is not None:
+            return cast("Image.Image", image).resize(target[::-1], self._resample, box=box)
         return resize(image, target, self.interpolation)
+
+    @property
+    def _resample(self) -> Image.Resampling:
+        return getattr(Image.Resampling, self.interpolation.name)
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what an image of this size is resized to."""
@@ -116,7 +128,12 @@ class Resize(nn.Module):
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
     def _only_window(
-        self, image: AnyImage, source: tuple[int, int], target: tuple[int, int], window: tuple[int, int]
+        self,
+        image: AnyImage,
+        source: tuple[int, int],
+        target: tuple[int, int],
+        window: tuple[int, int],
+        box: tuple[float, float, float, float] | None,
     ) -> AnyImage:
         size = [min(w, t) for w, t in zip(window, target, strict=True)]
         first = [round((t - s) / 2) for t, s in zip(target, size, strict=True)]  # where CenterCrop begins
@@ -124,8 +141,11 @@ class Resize(nn.Module):
         begin = [f / k for f, k in zip(first, scale, strict=True)]
         end = [min((f + s) / k, n) for f, s, k, n in zip(first, size, scale, source, strict=True)]
         if isinstance(image, Image.Image):
-            resample = getattr(Image.Resampling, self.interpolation.name)
-            return image.resize((size[1], size[0]), resample, box=(begin[1], begin[0], end[1], end[0]))
+            left, top, right, bottom = box or (0.0, 0.0, float(source[1]), float(source[0]))
+            across, along = (right - left) / source[1], (bottom - top) / source[0]
+            x, y = (left + begin[1] * across, left + end[1] * across), (top + begin[0] * along, top + end[0] * along)
+            seen = (x[0], y[0], min(x[1], right), min(y[1], bottom))
+            return image.resize((size[1], size[0]), self._resample, box=seen)
         # Tensors have no resize from a box with fractions: whole source pixels around it, then the crop.
         low = [math.floor(b) for b in begin]
         high = [math.ceil(e) for e in end]

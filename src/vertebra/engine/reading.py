@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vertebra.data import DEFAULT_MAX_PIXELS, decode
+from vertebra.data.decode import DEFAULT_MAX_PIXELS, decode, decode_reduced
 from vertebra.data.eval_reader import OVERSIZE, Source
 from vertebra.runtime.machine import cores
 from vertebra.spec import VertebraError
@@ -53,7 +53,11 @@ class Steps:
         """One photo, up to `batch`. Raises `DecodeError`."""
         if isinstance(source, Image.Image):
             return self.one(source)
-        return self.one(decode(source, max_pixels=self.max_pixels, at_least=self.at_least))
+        if self.at_least is None:
+            return self.one(decode(source, max_pixels=self.max_pixels))
+        # `one` begins with a `Resize`, which takes such an image, too.
+        reduced = decode_reduced(source, max_pixels=self.max_pixels, at_least=self.at_least)
+        return self.one(cast("Image.Image", reduced))
 
 
 def split(transform: Transform, *, exact: bool, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Steps:

@@ -16,16 +16,18 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as kernels
 
-from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode
+from vertebra.data.decode import DEFAULT_MAX_PIXELS, DecodeError, decode, decode_reduced
 from vertebra.data.draws import uniforms
 from vertebra.data.jpeg import decode_stored, jpeg_content, jpeg_header, orientation
-from vertebra.data.pixels import RESIZABLE, pixels_of, resize_pixels
+from vertebra.data.pixels import RESIZABLE, Pixels, pixels_of, reduced_pixels, resize_box, resize_pixels
 
 _ATTEMPTS = 10
 _FROM_TORCH = (v2.ColorJitter, v2.GaussianBlur, v2.RandomGrayscale, v2.TrivialAugmentWide)
 """Others of torchvision's draw from Python's generator, or run what they are given."""
 
 Source = bytes | str | os.PathLike[str] | Image.Image
+Part = tuple[UInt8[np.ndarray, "h w 3"], tuple[float, float, float, float] | None]
+"""Pixels, and where in them the part lies; None: they are the part."""
 
 
 class Step(Protocol):
@@ -37,8 +39,10 @@ class Step(Protocol):
 class TrainReader:
     """Random resized crop, flips, then `steps`; from bytes, a path or an RGB PIL image to uint8 (3, h, w).
 
-    A JPEG twice as large as the crop needs is decoded at 1/2, 1/4 or 1/8. The resizing kernel is torch's, within a
-    level or two of Pillow's and three times as fast. A file that cannot be read raises `DecodeError`, naming it.
+    A JPEG twice as large as the crop needs is decoded at 1/2, 1/4 or 1/8; the part is drawn in the image as it is
+    stored, and may then begin between two pixels. The resizing kernel is torch's, within a level or two of Pillow's and
+    three times as fast; Pillow's own, where the image was reduced. A file that cannot be read raises `DecodeError`,
+    naming it.
     Random numbers come from `generator`, or from torch's default one.
     """
 
@@ -79,9 +83,9 @@ class TrainReader:
     def crop(self, source: Source) -> UInt8[Tensor, "3 h w"]:
         """The random resized crop and the flips."""
         draws = uniforms(3 + 4, self.generator)
-        part = self._part(source, draws)
+        part, box = self._part(source, draws)
         mode = self.interpolations[int(draws[2] * len(self.interpolations))]
-        image = _resize(part, self.size, mode)
+        image = _resize(part, self.size, mode) if box is None else resize_box(part, box, self.size, mode.value)
         if draws[0] < self.hflip:
             image = image.flip(-1)
         if draws[1] < self.vflip:
@@ -94,11 +98,11 @@ class TrainReader:
             image = step(image)
         return image
 
-    def _part(self, source: Source, draws: list[float]) -> UInt8[np.ndarray, "h w 3"]:
+    def _part(self, source: Source, draws: list[float]) -> Part:
         """The random part of the image, as it comes from the decoder."""
         if isinstance(source, Image.Image):
             top, left, rows, columns = self._box(source.height, source.width, draws)
-            return pixels_of(source.crop((left, top, left + columns, top + rows)))
+            return pixels_of(source.crop((left, top, left + columns, top + rows))), None
         content = source if isinstance(source, bytes) else jpeg_content(Path(source))
         if content is None:
             return self._part(decode(source, max_pixels=self.max_pixels), draws)
@@ -108,7 +112,7 @@ class TrainReader:
         except DecodeError:
             return self._part(decode(source, max_pixels=self.max_pixels), draws)  # fails again, and names the file
 
-    def _jpeg(self, content: bytes, draws: list[float]) -> UInt8[np.ndarray, "h w 3"] | None:
+    def _jpeg(self, content: bytes, draws: list[float]) -> Part | None:
         """The random part of a JPEG; None of anything else, or that only `decode` can read."""
         header = jpeg_header(content)
         if header is None or (self.max_pixels is not None and header.height * header.width > self.max_pixels):
@@ -121,15 +125,17 @@ class TrainReader:
         reduction = 1
         while reduction < 8 and min(rows / self.size[0], columns / self.size[1]) >= 2 * reduction:
             reduction *= 2
-        scaled: tuple[int, ...] = (-(-height // reduction), -(-width // reduction))
-        image = None
-        if way == 1:
-            image = decode_stored(content, header, reduction, _along(top, rows, height, scaled[0]).stop)
-        if image is None:
-            shorter = None if reduction == 1 else min(height, width) // reduction
-            image = pixels_of(decode(content, max_pixels=self.max_pixels, at_least=shorter))
-            scaled = image.shape
-        return image[_along(top, rows, height, scaled[0]), _along(left, columns, width, scaled[1])]
+        last = math.ceil((top + rows) / reduction)
+        array = decode_stored(content, header, reduction, last) if way == 1 else None
+        if reduction == 1:
+            array = pixels_of(decode(content, max_pixels=self.max_pixels)) if array is None else array
+            return array[top : top + rows, left : left + columns], None
+        if array is None:
+            least = min(height, width) // reduction
+            pixels = reduced_pixels(decode_reduced(content, max_pixels=self.max_pixels, at_least=least))
+        else:
+            pixels = Pixels(array, height, width, (0.0, 0.0, width / reduction, height / reduction))
+        return _cut(pixels.array, pixels.part(top, left, rows, columns))
 
     def _box(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
         """(top, left, height, width): the first of ten that fits, as torchvision draws them, or else the middle."""
@@ -153,10 +159,12 @@ def _draws_from_torch(step: Step) -> bool:
     return type(step) in _FROM_TORCH or type(step).__module__.split(".")[0] == "vertebra"
 
 
-def _along(start: int, length: int, whole: int, scaled: int) -> slice:
-    """A part of a side of `whole` pixels, once it has `scaled`."""
-    first = round(start * scaled / whole)
-    return slice(first, max(round((start + length) * scaled / whole), first + 1))
+def _cut(array: UInt8[np.ndarray, "h w 3"], box: tuple[float, float, float, float]) -> Part:
+    """The pixels that a box touches, and the box in them: as in a cropped image, no kernel sees what lies outside."""
+    left, top = math.floor(box[0]), math.floor(box[1])
+    cut = array[top : math.ceil(box[3]), left : math.ceil(box[2])]
+    x, y = min(box[2] - left, cut.shape[1]), min(box[3] - top, cut.shape[0])
+    return cut, (box[0] - left, box[1] - top, x, y)
 
 
 def _resize(
