@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -351,3 +353,16 @@ def test_the_name_in_the_package_is_the_function() -> None:
     import vertebra.data.decode
 
     assert callable(vertebra.data.decode)
+
+
+def test_no_library_writes_to_the_terminal(shared_data: Path) -> None:
+    """Libtiff would, for two of these files, in lines of its own without a file's name."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom vertebra.data import DecodeError, decode\n"
+        "for path in sorted(Path(sys.argv[1]).glob('*.tif*')):\n"
+        "    try:\n        decode(path)\n    except DecodeError:\n        pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(shared_data / "odd-images")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""

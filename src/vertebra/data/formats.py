@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 import importlib.util
 import re
@@ -80,10 +82,26 @@ def open_image(stream: BinaryIO) -> Image.Image:
         return importlib.import_module("pillow_heif").HeifImageFile(stream)
     stream.seek(start)
     try:
-        return Image.open(stream, formats=formats())
+        image = Image.open(stream, formats=formats())
     except UnidentifiedImageError as error:
         stream.seek(start)
         raise UnidentifiedImageError(what_is(stream)) from error
+    if image.format == "TIFF":
+        _quiet_libtiff()
+    return image
+
+
+@functools.cache
+def _quiet_libtiff() -> None:
+    """Libtiff writes its errors to the terminal by itself, without the file's name; what it answers says enough. No
+    other way keeps threads apart: to turn the terminal away for a moment would take their lines, too.
+    """
+    try:
+        handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):  # a Pillow without it, or with another way of linking
+        return
+    handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    handler(None)
 
 
 def _is_heif(head: bytes) -> bool:
