@@ -83,6 +83,22 @@ def tiny_run(photos: Path, *settings: str) -> RunConfig:
     )
 
 
+EXACT = (
+    "precision=fp32",
+    "augment.mixup=0",
+    "augment.cutmix=0",
+    "augment.re_prob=0",
+    "model.drop_rate=0",
+    "model.drop_path_rate=0",
+    "optim.name=sgd",
+    "optim.lr=1",
+    "ema.decay=null",
+    "schedule.warmup_epochs=0",
+    "epochs=1",
+)
+"""Nothing drawn by batch, and weights that move as their gradients do."""
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photos(tmp_path_factory.mktemp("photos"))

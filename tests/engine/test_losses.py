@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import timm.loss
 import torch
@@ -19,6 +20,7 @@ from vertebra.engine.losses import (
     Focal,
     class_weights,
     create_loss,
+    weights_of,
 )
 from vertebra.spec import VertebraError
 
@@ -78,6 +80,45 @@ def test_focal_with_gamma_0_is_cross_entropy(logits: torch.Tensor, target: torch
     torch.testing.assert_close(Focal(0.0)(logits, target), CrossEntropy()(logits, target))
     torch.testing.assert_close(Focal(0.0, 0.1)(logits, target), CrossEntropy(0.1)(logits, target))
     torch.testing.assert_close(Focal(0.0, binary=True)(logits, target), BinaryCrossEntropy()(logits, target))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_focal_with_gamma_0_is_cross_entropy_of_weighted_classes_too(
+    logits: torch.Tensor, target: torch.Tensor, smoothing: float
+) -> None:
+    weight, rows = torch.rand(5) * 3 + 0.2, torch.rand(6, 5).softmax(-1)
+    expected = F.cross_entropy(logits, target, weight=weight, label_smoothing=smoothing)
+    torch.testing.assert_close(Focal(0.0, smoothing, weight)(logits, target), expected)
+    torch.testing.assert_close(Focal(0.0, 0.0, weight)(logits, rows), F.cross_entropy(logits, rows, weight=weight))
+    both = F.binary_cross_entropy_with_logits(logits, soft_targets(target, 5, smoothing), weight=weight)
+    torch.testing.assert_close(Focal(0.0, smoothing, weight, binary=True)(logits, target), both)
+
+
+def test_weighted_focal_is_its_definition(logits: torch.Tensor, target: torch.Tensor) -> None:
+    """As the weighted average of the images' own losses, by numpy."""
+    weight = torch.rand(5) * 3 + 0.2
+    p = logits.double().softmax(-1).numpy()[range(6), target.numpy()]
+    own = weight.double().numpy()[target.numpy()]
+    expected = (own * (1 - p) ** 2 * -np.log(p)).sum() / own.sum()
+    torch.testing.assert_close(Focal(2.0, 0.0, weight)(logits, target).item(), float(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "bce", "focal_bce"])
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("numbers", [False, True])
+def test_parts_of_a_batch_make_up_the_whole(kind: str, *, taught: bool, numbers: bool) -> None:
+    logits, weight, teacher = torch.randn(9, 5), torch.rand(5) * 3 + 0.2, torch.randn(9, 5)
+    target = torch.randint(5, (9,)) if numbers else torch.rand(9, 5).softmax(-1)
+    loss: Any = create_loss(kind, weight=weight, smoothing=0.1)
+    loss = Distillation(loss, alpha=0.3) if taught else loss
+    teachers = (teacher,) if taught else ()
+    own = weights_of(loss, target)
+    assert (own is not None) == (numbers and kind in ("cross_entropy", "focal"))
+    more = {} if own is None else {"mean_weight": own.mean()}
+    whole = loss(logits, target, *teachers)
+    parts = [slice(0, 2), slice(2, 3), slice(3, 9)]
+    losses = [loss(logits[p], target[p], *(t[p] for t in teachers), **more) * len(target[p]) / 9 for p in parts]
+    torch.testing.assert_close(torch.stack(losses).sum(), whole)
 
 
 def test_class_weights_balance(logits: torch.Tensor, target: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import vertebra
 from tests.engine.conftest import (
+    EXACT,
     make_photos,
     on_two,
     table,
@@ -23,6 +24,7 @@ from vertebra.data.holdout import with_validation
 from vertebra.data.loader import Order
 from vertebra.engine import checkpoint, together
 from vertebra.engine.checkpoint import CheckpointError
+from vertebra.engine.settings import with_settings
 from vertebra.engine.train import train
 from vertebra.engine.validate import validate
 
@@ -38,6 +40,21 @@ def test_two_processes_compute_what_one_does(photos: Path, tmp_path: Path) -> No
             assert float(one[key]) == pytest.approx(float(two[key]), rel=1e-3), key
     records = [json.loads((tmp_path / name / "validation.json").read_text()) for name in ("one", "two")]
     assert records[0]["images"] == records[1]["images"] == 3
+
+
+@pytest.mark.parametrize("more", [(), ("loss.balance=true",)])
+def test_two_processes_learn_as_one_does_whatever_cannot_be_read(more: tuple[str, ...], tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", each=8)
+    for label, name in ((0, "00"), (0, "01"), (0, "02"), (1, "03"), (2, "04"), (0, "05"), (0, "06")):
+        (photos / f"class{label}" / f"{name}.png").write_bytes(b"no image")
+    config = tiny_run(photos, *EXACT, *more, "data.batch_size=4", "optim.accumulate=3")
+    on_two(config, tmp_path / "two")
+    train(with_settings(config, ["data.batch_size=12", "optim.accumulate=1"]), tmp_path / "one")
+    one, two = (checkpoint.load_latest(tmp_path / name)["model"] for name in ("one", "two"))
+    assert max((two[key] - one[key]).abs().max() for key in one) < 2e-5
+    assert float(table(tmp_path / "two")[0]["train_loss"]) == pytest.approx(
+        float(table(tmp_path / "one")[0]["train_loss"]), rel=1e-5
+    )
 
 
 def test_two_processes_save_the_statistics_that_they_validated_and_name_all_that_they_cannot_read(

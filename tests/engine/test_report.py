@@ -118,7 +118,7 @@ def test_what_cannot_be_written_costs_a_line_and_no_run(photos: Path, tmp_path: 
 def test_ctrl_c_leaves_one_and_a_resumed_run_shows_the_mistakes_of_its_best_epoch(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = module._update, list[int]()
+    original, calls = module.update, list[int]()
 
     def update(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(0)
@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_one_and_a_resumed_run_shows_the_mistakes_of_its_best_epoc
             signal.raise_signal(signal.SIGINT)
         return original(*args)
 
-    monkeypatch.setattr(module, "_update", update)
+    monkeypatch.setattr(module, "update", update)
     config = tiny_run(photos)
     with pytest.raises(InterruptedRunError):
         train(config, tmp_path)

@@ -99,14 +99,14 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(
 def test_an_interrupt_in_this_process_is_an_error_of_its_own(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = module._update
+    original = module.update
 
     def update(*args: Any) -> tuple[Tensor, Tensor]:
         signal.raise_signal(signal.SIGINT)
         return original(*args)
 
     ended: list[int] = []
-    monkeypatch.setattr(module, "_update", update)
+    monkeypatch.setattr(module, "update", update)
     monkeypatch.setattr(Accelerator, "end_training", lambda _: ended.append(1))
     with pytest.raises(InterruptedRunError, match="stopped in epoch 1"):
         train(tiny_run(photos), tmp_path / "run")
@@ -257,7 +257,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(
 def test_weights_that_are_no_numbers_supersede_no_checkpoint(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = module._update
+    original = module.update
 
     def update(run: Run, state: State, group: list[Any]) -> tuple[Tensor, Tensor]:
         found = original(run, state, group)
@@ -265,7 +265,7 @@ def test_weights_that_are_no_numbers_supersede_no_checkpoint(
             next(run.model.parameters()).data.view(-1)[0] = float("nan")
         return found
 
-    monkeypatch.setattr(module, "_update", update)
+    monkeypatch.setattr(module, "update", update)
     said = r"the weights are no finite numbers after epoch 2, step 4 \(images .*lower optim.lr.*step-000000004"
     with pytest.raises(NotFiniteError, match=said):
         train(tiny_run(photos), tmp_path / "run")

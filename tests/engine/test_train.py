@@ -19,6 +19,7 @@ from torch import Tensor
 
 import vertebra
 from tests.engine.conftest import (
+    EXACT,
     equal,
     make_photos,
     table,
@@ -31,9 +32,11 @@ from vertebra.engine.config import DataConfig, ModelChoice, RunConfig
 from vertebra.engine.learner import frozen_depth, make_model, side
 from vertebra.engine.settings import with_settings
 from vertebra.engine.setup import build
-from vertebra.engine.train import _learn, describe, train
+from vertebra.engine.train import describe, train
+from vertebra.engine.update import learn
+from vertebra.layers.statistics import known_statistics
 from vertebra.models.dla import Dla
-from vertebra.spec import VertebraError, files
+from vertebra.spec import SettingError, VertebraError, files
 
 
 @pytest.mark.parametrize("arch", ["dla46_c", "deit_tiny_distilled_patch16_224"])
@@ -46,7 +49,7 @@ def test_a_batch_that_could_not_be_read_gives_every_weight_a_gradient_of_nothing
     accelerator = SimpleNamespace(backward=lambda loss: loss.backward())
     run: Any = SimpleNamespace(model=model, net=model, device="cpu", accelerator=accelerator)
     nothing: Any = SimpleNamespace(labels=torch.empty(0))
-    loss, count = _learn(run, cast("Any", None), nothing)
+    loss, count = learn(run, cast("Any", None), nothing)
     assert (loss.item(), count) == (0.0, 0)
     assert all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
@@ -82,6 +85,62 @@ def test_accumulated_steps_are_one_large_step(photos: Path, tmp_path: Path) -> N
     a, b = (checkpoint.load_latest(tmp_path / name)["model"] for name in ("two", "one"))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss", [(), ("loss.balance=true",), ("loss.balance=true", "loss.kind=focal")])
+def test_accumulated_steps_are_one_large_step_where_images_cannot_be_read(
+    loss: tuple[str, ...], tmp_path: Path
+) -> None:
+    photos = make_photos(tmp_path / "photos", each=8)
+    for label, name in ((0, "00"), (0, "01"), (0, "02"), (1, "03"), (2, "04"), (0, "05"), (0, "06")):
+        (photos / f"class{label}" / f"{name}.png").write_bytes(b"no image")
+    sizes = {"one": (12, 1), "two": (6, 2), "three": (4, 3), "six": (2, 6)}
+    rows: dict[str, float] = {}
+    for name, (batch, every) in sizes.items():
+        settings = (f"data.batch_size={batch}", f"optim.accumulate={every}")
+        rows[name] = train(tiny_run(photos, *EXACT, *loss, *settings), tmp_path / name).metrics[0]["train_loss"]
+    whole = checkpoint.load_latest(tmp_path / "one")["model"]
+    start = build(tiny_run(photos, *EXACT), tmp_path / "start").model.state_dict()
+    assert max((start[key] - whole[key]).abs().max() for key in whole) > 0.01
+    for name in ("two", "three", "six"):
+        parts = checkpoint.load_latest(tmp_path / name)["model"]
+        assert max((parts[key] - whole[key]).abs().max() for key in whole) < 2e-5
+        assert rows[name] == pytest.approx(rows["one"], rel=1e-5)
+
+
+def test_a_lone_image_of_a_batch_is_normalised_by_what_is_known(tmp_path: Path) -> None:
+    """At 32 pixels BatchNorm would see one value a channel."""
+    photos = make_photos(tmp_path / "photos", classes=2)
+    for label in range(2):
+        for i in range(9):
+            (photos / f"class{label}" / f"{i:02}.png").write_bytes(b"no image")
+    dla = ("model.name=dla46_c", "model.options=null", "model.drop_path_rate=null", "data.batch_size=4")
+    done = train(tiny_run(photos, *dla, "epochs=2", "data.val_share=0.2"), tmp_path / "run")
+    assert len(done.metrics) == 2
+    assert all(value.isfinite().all() for value in checkpoint.load_latest(tmp_path / "run")["model"].values())
+
+
+@pytest.mark.parametrize("arch", ["dla46_c", "dla60_res2net", "dpn68", "cspresnet50", "regnetx_002", "regnety_002"])
+def test_every_family_learns_from_a_lone_image(arch: str) -> None:
+    model = vertebra.create_model(arch, num_classes=3).train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    with known_statistics(model):
+        model(torch.randn(1, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    assert all(module.training for module in model.modules())
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_one_image_a_step_is_refused_where_a_norm_would_see_one_value(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", each=3)
+    dla = ("model.name=dla46_c", "model.options=null", "model.drop_path_rate=null", "data.batch_size=1")
+    with pytest.raises(SettingError, match=r"data.batch_size=1 .* one value a channel at 32 x 32 pixels; give 2"):
+        train(tiny_run(photos, *dla), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for settings in ((*dla, "data.image_size=64"), ("data.batch_size=1",)):  # four values; no BatchNorm
+        run = build(tiny_run(photos, *settings), tmp_path / "run")
+        run.train.close()
+        run.val.close()
 
 
 def test_groups_thaw_from_the_head_down(photos: Path, finished: Path, tmp_path: Path) -> None:

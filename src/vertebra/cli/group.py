@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from vertebra.cli.text import complain
-from vertebra.spec import UnknownNameError, VertebraError
+from vertebra.spec import SettingError, UnknownNameError, VertebraError
 
 _PACKAGE = Path(__file__).parents[1]
 _shown_by_python = warnings.showwarning
@@ -58,7 +58,7 @@ class OneLineErrors(TyperGroup):
         except (VertebraError, OSError, RuntimeError, MemoryError) as error:
             if debug:
                 raise
-            status = USAGE if isinstance(error, UnknownNameError) else FAILED
+            status = USAGE if isinstance(error, (UnknownNameError, SettingError)) else FAILED
             complain(_message(error))
         if status == INTERRUPTED:
             complain("interrupted")

@@ -116,6 +116,11 @@ class Order:
             return -(-self.images // self.batch_size)
         return max(1, len(self._repeated()) // self.batch_size)
 
+    @property
+    def share(self) -> int:
+        """Images a step of one process in training; fewer than a batch are one."""
+        return min(self.batch_size, self.images) // self.size
+
     def _repeated(self) -> RepeatedAugmentSampler | range:
         if self.repeats == 1:
             return range(self.images)

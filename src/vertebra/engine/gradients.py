@@ -39,10 +39,12 @@ class Gradients:
         self._in_a_row = 0
         self._recorded: _Recorded | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """The loss; the graph's is overwritten by the next call."""
+    def __call__(self, *inputs: Tensor, **part: Tensor) -> Tensor:
+        """The loss; the graph's is overwritten by the next call. `part`: of an update of several batches, which are
+        not recorded.
+        """
         if not self._record_it:
-            return self._compute(*inputs)
+            return self._compute(*inputs, **part)
         kind = self._kind_of(inputs)
         if self._recorded is not None and self._recorded.kind == kind:
             self._in_a_row = 0

@@ -15,7 +15,7 @@ from vertebra.hub.factory import create_model, from_record, load_model, make_con
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import layer_groups
-from vertebra.spec import ModelConfig, VertebraError
+from vertebra.spec import ModelConfig, SettingError
 
 Size = tuple[int, int, int]
 """(channels, height, width)"""
@@ -131,7 +131,7 @@ def frozen_depth(config: RunConfig, model: Backbone, epoch: int) -> int:
     """Groups nearest the image that do not learn in this epoch: a pure function of it."""
     groups = len(layer_groups(model, coarse=True))
     if not -1 <= config.freeze.depth < groups:
-        raise VertebraError(
+        raise SettingError(
             f"freeze.depth={config.freeze.depth}: {config.model.name} has {groups} groups; give 0 (none) to "
             f"{groups - 1}, or -1 for all but the head"
         )

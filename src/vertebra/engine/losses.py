@@ -41,6 +41,9 @@ def _rows(target: Tensor, logits: Tensor, smoothing: float) -> Tensor:
 class CrossEntropy(nn.Module):
     """Softmax cross entropy, averaged over the batch. `weight` (k,) scales classes, as torch does; for class numbers
     the average is weighted, too. Smoothing applies to class numbers only.
+
+    `mean_weight`: that of all images of an update, where the batch is a part of it: the parts' average, weighted by
+    their images, is then the loss of all in one batch. None: of the batch itself.
     """
 
     def __init__(self, smoothing: float = 0.0, weight: Tensor | None = None) -> None:
@@ -49,8 +52,13 @@ class CrossEntropy(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
         self.weight: Tensor | None
 
-    def forward(self, logits: Float[Tensor, "b k"], target: Tensor) -> Float[Tensor, ""]:
+    def forward(
+        self, logits: Float[Tensor, "b k"], target: Tensor, *, mean_weight: Tensor | None = None
+    ) -> Float[Tensor, ""]:
         logits = logits.float()
+        if target.ndim == 1 and mean_weight is not None:
+            total = F.cross_entropy(logits, target, weight=self.weight, label_smoothing=self.smoothing, reduction="sum")
+            return total / (mean_weight * len(target))
         if target.ndim == 1:
             return F.cross_entropy(logits, target, weight=self.weight, label_smoothing=self.smoothing)
         return F.cross_entropy(logits, _rows(target, logits, 0.0), weight=self.weight)
@@ -95,7 +103,8 @@ class BinaryCrossEntropy(nn.Module):
 class Focal(nn.Module):
     """Cross entropy that looks away from what is already right, by (1 - p)^gamma (Lin et al., arXiv:1708.02002).
 
-    `binary`: the paper's form, one question a class. `gamma=0` is plain (binary) cross entropy. `weight` (k,): classes.
+    `binary`: the paper's form, one question a class. `gamma=0` is plain (binary) cross entropy. `weight` (k,) scales
+    classes, and `mean_weight` is, as in those.
     """
 
     def __init__(
@@ -110,7 +119,9 @@ class Focal(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
         self.weight: Tensor | None
 
-    def forward(self, logits: Float[Tensor, "b k"], target: Tensor) -> Float[Tensor, ""]:
+    def forward(
+        self, logits: Float[Tensor, "b k"], target: Tensor, *, mean_weight: Tensor | None = None
+    ) -> Float[Tensor, ""]:
         logits = logits.float()
         rows = _rows(target, logits, self.smoothing)
         scale = 1.0 if self.weight is None else self.weight
@@ -120,7 +131,11 @@ class Focal(nn.Module):
             return (scale * wrong**self.gamma * loss).mean()
         log_p = F.log_softmax(logits, dim=-1)
         loss = -rows * log_p * (1 - log_p.exp()).clamp_min(0) ** self.gamma
-        return (scale * loss).sum(-1).mean()
+        mean = (scale * loss).sum(-1).mean()
+        own = weights_of(self, target)
+        if own is None:
+            return mean
+        return mean / (own.mean() if mean_weight is None else mean_weight)
 
 
 class Distillation(nn.Module):
@@ -144,15 +159,19 @@ class Distillation(nn.Module):
         self.alpha = alpha
         self.tau = tau
 
-    def forward(self, outputs: Outputs, target: Tensor, teacher: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
-        """`teacher`: its logits for the very images that the student saw."""
+    def forward(
+        self, outputs: Outputs, target: Tensor, teacher: Float[Tensor, "b k"], *, mean_weight: Tensor | None = None
+    ) -> Float[Tensor, ""]:
+        """`teacher`: its logits for the very images that the student saw. `mean_weight`: for `base`."""
         by_label, by_teacher = outputs if isinstance(outputs, tuple) else (outputs, outputs)
         if teacher.shape != by_teacher.shape:
             raise VertebraError(
                 f"the teacher answers {tuple(teacher.shape)}, the student {tuple(by_teacher.shape)}: "
                 "both need the same classes in the same order"
             )
-        return (1 - self.alpha) * self.base(by_label, target) + self.alpha * self._agreement(by_teacher, teacher)
+        weighted = {} if mean_weight is None else {"mean_weight": mean_weight}
+        labels: Tensor = self.base(by_label, target, **weighted)
+        return (1 - self.alpha) * labels + self.alpha * self._agreement(by_teacher, teacher)
 
     def _agreement(self, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = student.float(), teacher.detach().float()
@@ -160,6 +179,16 @@ class Distillation(nn.Module):
             return F.cross_entropy(student, teacher.argmax(-1))
         log_s, log_t = (F.log_softmax(logits / self.tau, dim=-1) for logits in (student, teacher))
         return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * self.tau**2
+
+
+def weights_of(loss: nn.Module, target: Tensor) -> Float[Tensor, "b"] | None:
+    """What the images count in the loss's average over the batch; None where all count the same."""
+    base = loss.base if isinstance(loss, Distillation) else loss
+    if not isinstance(base, (CrossEntropy, Focal)) or base.weight is None or target.ndim != 1:
+        return None
+    if isinstance(base, Focal) and base.binary:
+        return None
+    return base.weight[target]
 
 
 def class_weights(counts: Tensor, beta: float = 1.0) -> Float[Tensor, "k"]:

@@ -18,7 +18,7 @@ from vertebra.engine.optim import OPTIMIZERS
 from vertebra.engine.recipes import RECIPES, recipe
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.vit import VitConfig
-from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, VertebraError, did_you_mean
+from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, SettingError, VertebraError, did_you_mean
 
 Rules = list[tuple[bool, str]]
 _SEEDS = 2**32
@@ -29,19 +29,19 @@ def check(config: RunConfig) -> None:
     """Raise for what is out of bounds, cannot go together or is not on this machine, before anything starts."""
     c = config
     if not c.data.source:
-        raise VertebraError("no data: `vertebra train DATA --model NAME`")
+        raise SettingError("no data: `vertebra train DATA --model NAME`")
     if not c.model.name:
-        raise VertebraError("no model: --model NAME, as deit_tiny_patch16_224; `vertebra models` lists them")
+        raise SettingError("no model: --model NAME, as deit_tiny_patch16_224; `vertebra models` lists them")
     REGISTRY.split(c.model.name)
     of_numbers = (*_bounds(c), *_size_bounds(c), *_optim_rules(c), *_schedule_rules(c))
     together = (*_start_rules(c), *_size_rules(c), *_mix_rules(c), *_sharding_rules(c))
     for wrong, message in (*of_numbers, *together):
         if wrong:
-            raise VertebraError(message)
+            raise SettingError(message)
     _make(c)
     for wrong, message in (*_idle_rules(c), *_device_rules(c), *_tracker_rules(c)):
         if wrong:
-            raise VertebraError(message)
+            raise SettingError(message)
 
 
 def on_cpu(config: RunConfig) -> bool:
@@ -353,4 +353,4 @@ def _make(c: RunConfig) -> None:
     except VertebraError:
         raise
     except ValueError as error:  # torch's own, of numbers out of range
-        raise VertebraError(f"optim.options={dict(c.optim.options)}: {c.optim.name}: {error}") from error
+        raise SettingError(f"optim.options={dict(c.optim.options)}: {c.optim.name}: {error}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast
 
 from vertebra.engine.config import OptimConfig, RunConfig
-from vertebra.spec import UnknownNameError, VertebraError, did_you_mean
+from vertebra.spec import SettingError, UnknownNameError, VertebraError, did_you_mean
 
 Config = TypeVar("Config")
 _NOT_COMPUTED = ("save_every", "trackers", "data.workers", "data.source", "sharding", "cuda_graphs")
@@ -29,11 +29,11 @@ def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
     for setting in sorted(settings, key=lambda setting: setting.partition("=")[0].strip() != "optim.name"):
         key, equals, text = setting.partition("=")
         if not equals:
-            raise VertebraError(f"--set {setting!r}: write key=value, as optim.lr=0.01")
+            raise SettingError(f"--set {setting!r}: write key=value, as optim.lr=0.01")
         try:
             value = text if _is_word(key.strip(), text) else yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise VertebraError(f"--set {setting!r}: {text!r} cannot be read as a value: {_line(error)}") from error
+            raise SettingError(f"--set {setting!r}: {text!r} cannot be read as a value: {_line(error)}") from error
         nested: Any = value
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
@@ -55,11 +55,11 @@ def with_file(config: RunConfig, path: Path) -> RunConfig:
     try:
         changes = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise VertebraError(f"{path}: cannot be read: {error.strerror}") from error
+        raise SettingError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VertebraError(f"{path}: is not YAML: {_line(error)}") from error
+        raise SettingError(f"{path}: is not YAML: {_line(error)}") from error
     if not isinstance(changes, Mapping):
-        raise VertebraError(f"{path}: holds no fields; write them as in `vertebra recipes finetune`")
+        raise SettingError(f"{path}: holds no fields; write them as in `vertebra recipes finetune`")
     return overlay(config, cast("Mapping[str, Any]", changes))
 
 
@@ -75,7 +75,7 @@ def overlay(config: Config, changes: Mapping[str, Any], where: str = "") -> Conf
             raise _unknown(key, names, where)
         own = getattr(config, key)
         if is_dataclass(own) and not isinstance(value, Mapping):
-            raise VertebraError(f"{where}{key} is a group; set one of its fields, as {key}.{fields(own)[0].name}")
+            raise SettingError(f"{where}{key} is a group; set one of its fields, as {key}.{fields(own)[0].name}")
         if is_dataclass(own):
             out[key] = overlay(own, value, f"{where}{key}.")
         elif isinstance(own, dict):
@@ -94,7 +94,7 @@ def _joined(own: Mapping[str, Any], given: Any, name: str, *, words: bool) -> di
     if given is None or given == {}:
         return {}
     if not isinstance(given, Mapping):
-        raise VertebraError(f"{name}={given!r}: give names and values, as {{momentum: 0.9}}; null for none")
+        raise SettingError(f"{name}={given!r}: give names and values, as {{momentum: 0.9}}; null for none")
     options = cast("Mapping[str, Any]", given)
     joined = {**own, **{key: _option(value, f"{name}.{key}", words) for key, value in options.items()}}
     return {key: value for key, value in joined.items() if value is not None}
@@ -110,7 +110,7 @@ def _option(value: Any, name: str, words: bool) -> Any:
     if value is None or isinstance(value, (bool, int, float)) or (words and isinstance(value, str)):
         return value
     wanted = "a number, a word, true or false, or a list of such" if words else "a number, true or false, or [a, b]"
-    raise VertebraError(f"{name}={value!r}: give {wanted}")
+    raise SettingError(f"{name}={value!r}: give {wanted}")
 
 
 def _unknown(key: str, names: list[str], where: str) -> UnknownNameError:
@@ -140,7 +140,7 @@ def _as(kind: Any, value: Any, name: str) -> Any:
             return value
         few = len(parts) <= 4  # a list says more than a guess: 'gpu' is no misspelt 'cpu'
         hint = (not few and did_you_mean(str(value), parts)) or f"; allowed: {', '.join(parts)}"
-        raise VertebraError(f"{name}={value!r} is not possible{hint}")
+        raise SettingError(f"{name}={value!r} is not possible{hint}")
     if origin is tuple and isinstance(value, (list, tuple)):
         each = parts[0] if parts[-1] is Ellipsis else None
         if each is not None or len(value) == len(parts):
@@ -150,7 +150,7 @@ def _as(kind: Any, value: Any, name: str) -> Any:
         if found is not None:
             return found
     wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}
-    raise VertebraError(f"{name}={value!r}: give {wanted.get(getattr(kind, '__name__', ''), 'a list, as [a, b]')}")
+    raise SettingError(f"{name}={value!r}: give {wanted.get(getattr(kind, '__name__', ''), 'a list, as [a, b]')}")
 
 
 def _scalar(kind: type, value: Any) -> Any:

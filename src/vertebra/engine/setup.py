@@ -37,10 +37,11 @@ from vertebra.engine.rules import check, on_cpu
 from vertebra.engine.schedule import Schedule
 from vertebra.engine.sharding import shard
 from vertebra.engine.teacher import Remembered, Teacher, load_teacher
+from vertebra.layers.statistics import unchanged_statistics
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import freeze
 from vertebra.runtime.machine import cores, native_bf16
-from vertebra.spec import VertebraError
+from vertebra.spec import SettingError, VertebraError
 
 ASKING = timedelta(hours=6)
 """How long processes wait for the first one while it asks the teacher about every image: ImageNet's 1.3 million at 60 a
@@ -67,6 +68,7 @@ class Run:
     ema: Ema | None
     optimizer: Any
     schedule: Schedule
+    loss: nn.Module
     gradients: Gradients
     """Of the images that `net` takes, targets and, where there is one, the teacher's answers."""
     teacher: Teacher | Remembered | None
@@ -121,6 +123,8 @@ def build(
     data = cast("dict[str, Any]", resolve_model_data_config(model))
     train, val, finish_val = _loaders(config, dataset, data, size, accelerator)
     updates = _updates(config, train)
+    if train.order.share == 1:
+        check_lone(config, model, size)
     device = accelerator.device
     model.to(device)
     # Convolutions are faster with channels last, but for a ViT's only one, which is then twice as slow.
@@ -144,6 +148,7 @@ def build(
         ema=ema,
         optimizer=optimizer,
         schedule=make_schedule(config, updates),
+        loss=loss,
         gradients=_gradients(config, net, model, loss, accelerator),
         teacher=teacher,
         finish=make_finish(config, data["mean"], data["std"]).to(device),
@@ -189,15 +194,13 @@ def _prepared(config: RunConfig, model: Backbone, ema: Ema | None, accelerator: 
 def _gradients(
     config: RunConfig, net: nn.Module, model: Backbone, loss_of: nn.Module, accelerator: Accelerator
 ) -> Gradients:
-    every = config.optim.accumulate
-
-    def compute(images: Tensor, targets: Tensor, *taught: Tensor) -> Tensor:
-        loss = loss_of(net(images), targets, *taught)
-        accelerator.backward(loss / every)
+    def compute(images: Tensor, *targets: Tensor, parts: Tensor | float = 1, **weight: Tensor) -> Tensor:
+        loss = loss_of(net(images), *targets, **weight)
+        accelerator.backward(loss / parts)
         return loss.detach()
 
     # A graph's gradients are overwritten, not added to; a scaler and a checkpoint look at what they computed.
-    plain = every == 1 and accelerator.scaler is None and not config.model.grad_checkpointing
+    plain = config.optim.accumulate == 1 and accelerator.scaler is None and not config.model.grad_checkpointing
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cuda"
     return Gradients(compute, model, record=config.cuda_graphs and plain and alone)
 
@@ -217,11 +220,27 @@ def _updates(config: RunConfig, train: Loader) -> int:
     """An epoch's."""
     updates = train.order.steps // config.optim.accumulate
     if updates < 1:
-        raise VertebraError(
+        raise SettingError(
             f"optim.accumulate={config.optim.accumulate} steps make no update: an epoch has {train.order.steps} "
             f"(of {len(train.part)} images, {train.order.batch_size} a step)"
         )
     return updates
+
+
+def check_lone(config: RunConfig, model: Backbone, size: Size) -> None:
+    """Raise where every step has one image, and a norm of the model would see one value a channel of it."""
+    side = config.data.start_size or size[-1]
+    with unchanged_statistics(model.train()), torch.no_grad(), torch.random.fork_rng():
+        try:
+            model(torch.zeros(1, size[0], side, side))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise SettingError(
+                f"data.batch_size={config.data.batch_size} gives a process one image a step, of which BatchNorm in "
+                f"{config.model.name} sees one value a channel at {side} x {side} pixels; give 2 images or more, "
+                "larger ones (data.image_size), or a model without BatchNorm, as a ViT"
+            ) from error
 
 
 def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
@@ -240,12 +259,12 @@ def make_accelerator(config: RunConfig, out: Path) -> Accelerator:
         kwargs_handlers=handlers,
     )
     if config.sharding != "none" and accelerator.num_processes == 1:
-        raise VertebraError(
+        raise SettingError(
             f"sharding={config.sharding} spreads the model over processes, and this is the only one; start it with "
             "`torchrun --nproc-per-node 2 -m vertebra train ...`, or set sharding=none"
         )
     if config.data.batch_size % accelerator.num_processes:
-        raise VertebraError(
+        raise SettingError(
             f"data.batch_size={config.data.batch_size} is that of all {accelerator.num_processes} processes together; "
             "give a multiple of them"
         )
@@ -292,7 +311,7 @@ def _loss(config: RunConfig, dataset: Dataset, model: Backbone, *, taught: bool)
         counts = class_counts(dataset.part("train"), dataset.classes)
         empty = next((name for name, count in counts.items() if count == 0), None)
         if empty is not None:
-            raise VertebraError(f"loss.balance=true: class {empty!r} has no training images; give it some, or leave it")
+            raise SettingError(f"loss.balance=true: class {empty!r} has no training images; give it some, or leave it")
         weight = class_weights(torch.tensor(list(counts.values())))
     base = make_loss(config, weight)
     if not taught:

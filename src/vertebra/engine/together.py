@@ -5,6 +5,7 @@ Every function here must be called by all processes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from vertebra.data.loader import Batch
 from vertebra.engine import checkpoint, sharding
+from vertebra.engine.losses import weights_of
 from vertebra.engine.progress import Progress
 from vertebra.engine.setup import Run
 from vertebra.engine.state import State
@@ -67,6 +69,37 @@ def check_weights(run: Run, epoch: int, step: int) -> None:
     fine = bool(torch.stack(largest).isfinite().all()) if largest else True
     if not all(row[0] for row in _rows(run, [fine])):
         raise NotFiniteError(f"the weights are no finite numbers after {_named(run, epoch, step)}", step)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a batch is of its update, all batches and processes together."""
+
+    parts: Tensor
+    """What its mean loss is divided by, so that the update's gradient is the mean over images: of two batches of which
+    one lost images, one has more to say."""
+    mean_weight: Tensor | None
+    """Of all images, by class; None where all count the same."""
+
+    @property
+    def options(self) -> dict[str, Tensor]:
+        """As `Gradients` takes it."""
+        return {"parts": self.parts, **({} if self.mean_weight is None else {"mean_weight": self.mean_weight})}
+
+
+def shares(run: Run, group: list[Batch], *, mixed: bool) -> list[Share]:
+    """One for each batch of this process. `mixed`: their classes will be, so that no weight of a class counts."""
+    weights = [None if mixed else weights_of(run.loss, batch.labels.to(run.device)) for batch in group]
+    sums = [float(sum(len(batch.labels) for batch in group)), 0.0]
+    whole = torch.tensor(sums, device=run.device)
+    if any(own is not None for own in weights):
+        whole[1] = torch.stack([own.sum() for own in weights if own is not None]).sum()
+    if run.accelerator.num_processes > 1:
+        whole = cast("Tensor", run.accelerator.reduce(whole, "sum"))
+    mean_weight = None if weights[0] is None else whole[1] / whole[0]
+    # Processes average their gradients.
+    counts = [max(1, len(batch.labels)) * run.accelerator.num_processes for batch in group]
+    return [Share(whole[0] / count, mean_weight) for count in counts]
 
 
 def _own(parameter: Tensor) -> Tensor:

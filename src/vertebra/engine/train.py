@@ -20,18 +20,15 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional
 
-from vertebra.data.loader import Batch, seed_of
 from vertebra.engine import checkpoint, outdir, sharding, together
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
-from vertebra.engine.learner import frozen_depth, side
-from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows, smoothed
+from vertebra.engine.learner import frozen_depth
+from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows
 from vertebra.engine.progress import Progress
 from vertebra.engine.report import Reporter, mistakes_in
 from vertebra.engine.rules import check
-from vertebra.engine.schedule import set_lr
 from vertebra.engine.settings import as_dict
 from vertebra.engine.setup import Run, build, make_accelerator
 from vertebra.engine.state import InterruptedRunError, State, listening, restore, save, saving_when_stuck, weights
@@ -40,11 +37,11 @@ from vertebra.engine.together import (
     absorb,
     agree,
     check_weights,
-    gradient_norm,
     note_skipped,
     share_statistics,
     skipped_in,
 )
+from vertebra.engine.update import rate, update, zeros
 from vertebra.models.groups import freeze
 from vertebra.spec import VertebraError
 
@@ -164,13 +161,13 @@ def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed:
     run.model.train()
     progress.start(state.epoch, run.config.epochs, run.updates * every, state.step)
     batches = run.train.epoch(state.epoch, state.step)
-    totals, unseen = _zeros(run), list[tuple[int, Tensor]]()
+    totals, unseen = zeros(run), list[tuple[int, Tensor]]()
     began = saved = time.monotonic()
     while state.step < run.updates * every:
         group = [next(batches) for _ in range(every)]
         note_skipped(state.skipped, skipped_in(group), progress)
         if (state.epoch, state.step) not in state.left_out:
-            sums, norm = _update(run, state, group)
+            sums, norm = update(run, state, group)
             unseen.append((state.step, torch.stack([sums[0], norm])))
             totals += sums
         state.step += every
@@ -194,89 +191,9 @@ def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed:
     absorb(run, state, totals, time.monotonic() - began, progress)
 
 
-def _zeros(run: Run) -> Tensor:
-    """(sum of losses, images); mps has no double precision."""
-    return torch.zeros(2, dtype=torch.float32 if run.device.type == "mps" else torch.float64, device=run.device)
-
-
-def _update(run: Run, state: State, group: list[Batch]) -> tuple[Tensor, Tensor]:
-    """Forward, backward, optimiser, average. Returns (sum of losses, images), and the norm of the gradient: a loss that
-    is a number may have one that is none, and the next loss would be blamed for the weights that it leaves.
-    """
-    accelerator, c = run.accelerator, run.config.optim
-    set_lr(run.optimizer, _lr(run, state))
-    totals = _zeros(run)
-    for number, batch in enumerate(group):
-        if len(batch.labels) == 0 and accelerator.num_processes == 1:
-            continue
-        torch.manual_seed(seed_of(run.config.seed, state.epoch, state.step + number, accelerator.process_index))
-        with _syncing(run, number == len(group) - 1):
-            loss, count = _learn(run, state, batch)
-        totals[0] += loss.to(totals.dtype) * count
-        totals[1] += count
-    clipped = None if c.clip_norm is None else accelerator.clip_grad_norm_(run.model.parameters(), c.clip_norm)
-    norm = gradient_norm(run, clipped).to(totals)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    if run.sharded:
-        sharding.share_buffers(run.model)
-    if run.ema is not None:
-        run.ema.update(run.model, state.updates)
-    return totals, norm
-
-
-def _learn(run: Run, state: State, batch: Batch) -> tuple[Tensor, int]:
-    """The mean loss of a batch, detached, and its number of images; its gradients are in the model."""
-    count = len(batch.labels)
-    if count == 0:  # nothing in it could be read: the processes still need this one's (zero) gradients
-        size = run.model.pretrained_cfg["input_size"]
-        run.model.eval()  # as such, every head has a part in the answer, and no running mean takes the black image in
-        outputs: Tensor = run.net(torch.zeros(1, *size, device=run.device))
-        run.model.train()
-        loss = outputs.sum() * 0
-        run.accelerator.backward(loss)
-        return loss.detach(), 0
-    images = run.finish(batch.images.to(run.device, non_blocking=True))
-    targets = smoothed(batch.labels.to(run.device, non_blocking=True), run.config.loss.smoothing)
-    off = run.config.augment.mix_off_epoch
-    if run.mix is not None and (off is None or state.epoch < off):
-        images, targets = run.mix(images, targets)
-    shown, now = images, side(run.config, state.epoch)
-    if now is not None and now != images.shape[-1]:
-        shown = functional.interpolate(images, (now, now), mode="bilinear", antialias=True)
-    taught = () if run.teacher is None else (run.teacher(images, batch.indices),)
-    return run.gradients(shown.contiguous(memory_format=run.layout), targets, *taught), count
-
-
-@contextmanager
-def _syncing(run: Run, last: bool) -> Generator[None]:
-    """Processes exchange gradients only with the last batch of an update."""
-    if run.sharded:
-        sharding.accumulate(run.net, last)
-        yield
-    elif last or run.accelerator.num_processes == 1:
-        yield
-    else:
-        with run.accelerator.no_sync(run.net):
-            yield
-
-
-def _lr(run: Run, state: State) -> float:
-    """The learning rate of the coming update."""
-    schedule = run.schedule
-    if schedule.kind != "plateau":
-        return schedule.at(state.updates)
-    now = state.updates / run.updates
-    if now < schedule.warmup:
-        return schedule.at(now)
-    if state.epoch == 0 or state.epoch - 1 <= schedule.warmup:
-        return schedule.lr
-    return schedule.at(state.epoch - 1, [outdir.watched(row)[1] for row in state.metrics[: state.epoch]])
-
-
 def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None:
     """Validate, write down, keep the best, save."""
-    lr = _lr(run, state) if run.schedule.kind == "plateau" else run.schedule.at(state.updates - 1)
+    lr = rate(run, state) if run.schedule.kind == "plateau" else run.schedule.at(state.updates - 1)
     row: dict[str, float] = {
         "epoch": state.epoch + 1,
         "updates": state.updates,

@@ -27,3 +27,19 @@ def unchanged_statistics(model: nn.Module) -> Generator[None]:
     finally:
         for module, name, buffer in kept:
             setattr(module, name, buffer)
+
+
+@contextmanager
+def known_statistics(model: nn.Module) -> Generator[None]:
+    """What runs within is normalised by the statistics that are there, and adds nothing to them.
+
+    For a batch of one image: its own are poor ones, and where it leaves one value a channel, there are none.
+    """
+    learning = [module for module in model.modules() if module.training and keeps_statistics(module)]
+    for module in learning:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.training = True

@@ -2,6 +2,7 @@
 
 from vertebra.spec.errors import (
     MissingFileError,
+    SettingError,
     UnknownNameError,
     UnknownOptionError,
     VertebraError,
@@ -46,6 +47,7 @@ __all__ = [
     "MissingFileError",
     "ModelConfig",
     "Preprocess",
+    "SettingError",
     "State",
     "TrainedWith",
     "UnknownNameError",

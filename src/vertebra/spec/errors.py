@@ -16,6 +16,10 @@ class UnknownOptionError(UnknownNameError, TypeError):
     """An option that does not exist; a TypeError, too, as Python's own error for an unexpected keyword is."""
 
 
+class SettingError(VertebraError):
+    """A setting whose value cannot be: at all, beside the others, or with this data; as wrong usage of a command."""
+
+
 class WeightsError(VertebraError, RuntimeError):
     """A checkpoint that cannot be read, or does not fit the model it was meant for; as torch's, a RuntimeError."""
 
