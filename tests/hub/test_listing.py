@@ -110,6 +110,16 @@ def test_pretrained_cfg(name: str) -> None:
     assert ours.has_weights
 
 
+def test_every_record_is_the_references() -> None:
+    more = {"url", "origin_url", "paper_ids"}  # ours names what there is; timm leaves some empty
+    names = [name for name in vertebra.list_models(include_tags=True) if name in timm.list_models(include_tags=True)]
+    assert len(names) > 100
+    for name in names:
+        ours, theirs = (library.get_pretrained_cfg(name).to_dict() for library in (vertebra, timm))
+        assert {k: v for k, v in ours.items() if k not in more} == {k: v for k, v in theirs.items() if k not in more}
+        assert theirs.get("url") in ("", ours["url"])
+
+
 def test_pretrained_cfg_of_an_unknown_name() -> None:
     assert vertebra.get_pretrained_cfg("foo") is None
     with pytest.raises(vertebra.UnknownNameError, match="foo"):

@@ -101,6 +101,7 @@ def from_row(name: str, row: Weights | None, config: ModelConfig) -> PretrainedC
         common,
         url=row.url or "",
         hf_hub_id=row.hub,
+        custom_load=bool(row.url and row.url.endswith(".npz")),
         input_size=p.input_size,
         test_input_size=p.test_input_size,
         min_input_size=p.min_input_size,
