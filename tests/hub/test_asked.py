@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
+from PIL import Image
 
 import vertebra
 from tests.hub.conftest import ARCH
 from vertebra import UnknownNameError
+from vertebra.cli import app
 from vertebra.hub import listing
 from vertebra.models import FAMILIES
 
@@ -101,3 +104,17 @@ def test_a_name_of_old_makes_the_model_of_today_with_a_warning(tag: str) -> None
     assert ours.num_classes == theirs.num_classes == 0
     with pytest.warns(UserWarning, match="is called"):
         assert vertebra.model_entrypoint(old)(depth=1).pretrained_cfg["tag"] == "dino"
+
+
+@pytest.mark.filterwarnings("always")  # as the command shows them
+def test_a_name_of_old_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    old = "vit_small_patch16_224_dino"
+    with pytest.raises(SystemExit):
+        app(["info", old])
+    assert "vit_small_patch16_224.dino" in capsys.readouterr().out
+    weights = tmp_path / "a.pth"
+    torch.save(vertebra.create_model("vit_small_patch16_224.dino", device="cpu").state_dict(), weights)
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit):
+        app(["classify", "--model", old, "--weights", str(weights), str(tmp_path / "a.png")])
+    assert capsys.readouterr().err.count("is called 'vit_small_patch16_224.dino' now") == 1

@@ -199,3 +199,12 @@ def test_not_strict_still_refuses_other_shapes(tmp_path: Path) -> None:
         options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(tmp_path / "a.safetensors")}, "depth": 1}
         with pytest.raises(RuntimeError):
             library.create_model(PLAIN, pretrained=True, pretrained_strict=False, **options)
+
+
+def test_not_strict_takes_files_too_but_none_of_another_model(tmp_path: Path) -> None:
+    state = random_state(vertebra.create_model(PLAIN, depth=1, device="meta").state_dict())
+    save_file({"more.weight": torch.zeros(2), **state}, tmp_path / "a.safetensors")
+    options: dict[str, Any] = {"weights": tmp_path / "a.safetensors", "pretrained_strict": False}
+    assert list(vertebra.load_model(PLAIN, depth=1, **options).load_report.dropped) == ["more.weight"]
+    with pytest.raises(WeightsError, match="holds nothing of this model: blocks"):
+        vertebra.load_model("dla46_c", **options)

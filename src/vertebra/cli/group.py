@@ -43,7 +43,7 @@ class OneLineErrors(TyperGroup):
         rest = [a for a in options if a != "--debug"] + given[len(options) :]
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _told
+                warnings.showwarning = _teller()
                 status = super().main(rest, prog_name, complete_var, False, windows_expand_args, **extra)
             sys.stdout.flush()
         except BrokenPipeError:
@@ -65,19 +65,25 @@ class OneLineErrors(TyperGroup):
         sys.exit(status if isinstance(status, int) else 0)
 
 
-def _told(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    """A warning of ours in one line, without the line of source that gives it."""
-    if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
-        complain(str(message))
-    else:
-        _shown_by_python(message, category, filename, lineno, file, line)
+def _teller() -> Any:
+    """Shows a warning of ours in one line, once, without the line of source that gives it."""
+    told = set[str]()
+
+    def tell(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        if category is not UserWarning or not Path(filename).is_relative_to(_PACKAGE):
+            _shown_by_python(message, category, filename, lineno, file, line)
+        elif str(message) not in told:
+            told.add(str(message))
+            complain(str(message))
+
+    return tell
 
 
 def _see_help(error: typer.TyperException) -> str:

@@ -93,6 +93,7 @@ def _record(name: str) -> dict[str, Any]:
     from vertebra.hub.registry import REGISTRY
 
     arch, tag = REGISTRY.split(name)
+    name = f"{arch}.{tag}" if tag else arch
     model, rows = build_on_meta(arch), REGISTRY.weights(arch)
     meant = REGISTRY.default_weights(name)
     cost = measure(arch, meant[1].preprocess.input_size if meant else None)

@@ -324,12 +324,14 @@ def _from_file(found: Resolved | None, path: Path, given: Mapping[str, Any]) -> 
         taken = _differing(found, own, path)
         names = own.cfg.label_names or found.cfg.label_names
         found = own if own.arch == found.arch else replace(found, cfg=replace(found.cfg, label_names=names))
+    strict = given.get("pretrained_strict", True)
+    given = {option: value for option, value in given.items() if option != "pretrained_strict"}
     classes = _count_classes(state, found.arch)
     cfg = found.cfg if classes is None else replace(found.cfg, num_classes=classes)
     options = {**found.options, "num_classes": classes or 0, **given}
     config = make_config(found.arch, REGISTRY.variant(found.arch), options)
     image = from_config(record, where=str(path)).image if record else None
-    differs = Differences(image=image, patches=given.get("patch_size") is not None)
+    differs = Differences(image=image, patches=given.get("patch_size") is not None, strict=strict)
     model = build(found.arch, config, replace(cfg, file=str(path)), state, origin=str(path), differs=differs)
     model.load_report.taken = taken
     return model

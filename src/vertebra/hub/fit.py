@@ -122,7 +122,7 @@ def fit_positions(
         grids = " or of ".join(f"{rows}x{columns}" for rows, columns in sorted(possible)) or "no square grid"
         raise WeightsError(
             f"{origin}: pos_embed is {tuple(table.shape)}, of {grids}, and no record says which; say the size of its"
-            " images: pretrained_cfg_overlay={'input_size': (3, height, width)}"
+            " images: create_model(..., pretrained_cfg_overlay={'input_size': (3, height, width)})"
         )
     old = possible.pop()
     if old == wanted:
@@ -182,6 +182,8 @@ def load_state(
     state = {k: v for k, v in counters.items() if k not in state} | state
     if not differs.strict:
         foreign = [key for key in state if key not in wanted]
+        if not any(key in wanted and key not in counters for key in state):
+            raise WeightsError(f"{origin} holds nothing of this model: {', '.join(foreign[:3])}, ...; is it another's?")
         report.dropped |= dict.fromkeys(foreign, "pretrained_strict=False, and this model has no such thing")
         report.reinitialised += [k for k in wanted if k not in state and k not in report.reinitialised]
         state = {key: value for key, value in state.items() if key in wanted}

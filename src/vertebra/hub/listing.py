@@ -137,7 +137,7 @@ def model_entrypoint(model_name: str, module_filter: str | None = None) -> Calla
 
     `module_filter` names the family that it must belong to; else `UnknownNameError` says where it does.
     """
-    arch, _ = REGISTRY.split(REGISTRY.current(model_name))
+    arch, _ = REGISTRY.split(model_name)
     if module_filter and not is_model_in_modules(arch, module_filter):
         home = REGISTRY.family(arch).name
         raise UnknownNameError(f"no model {arch!r} in module {module_filter!r}; it is one of {home!r}")

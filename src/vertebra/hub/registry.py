@@ -39,7 +39,8 @@ class Registry:
         return arch in self._owners
 
     def split(self, name: str) -> tuple[str, str]:
-        """`arch.tag` -> (arch, tag); the tag is `''` where none is named. Both must exist."""
+        """`arch.tag` -> (arch, tag) of today; the tag is `''` where none is named. Both must exist."""
+        name = self.current(name)
         arch, _, tag = name.partition(".")
         if arch not in self._owners:
             known = [*self._owners, *(n for rows in self._tagged.values() for n in rows)]
@@ -77,7 +78,7 @@ class Registry:
         arch, tag = self.split(name)
         rows = self._tagged[arch]
         if tag:
-            return name, rows[name]
+            return f"{arch}.{tag}", rows[f"{arch}.{tag}"]
         return next(iter(rows.items()), None)
 
 
