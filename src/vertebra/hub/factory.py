@@ -16,7 +16,7 @@ from vertebra.hub.fetch import hub_weights, in_hub_cache, url_file
 from vertebra.hub.fit import Differences, LoadReport, load_state
 from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay, record_in
 from vertebra.hub.registry import REGISTRY
-from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, find, from_config, from_file, is_name, resolve
+from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, differing, find, from_config, from_file, is_name, resolve
 from vertebra.hub.state import read_file, unwrap
 from vertebra.models.backbone import Backbone, Indices
 from vertebra.models.features import FeatureExtractor
@@ -321,7 +321,7 @@ def _from_file(found: Resolved | None, path: Path, given: Mapping[str, Any]) -> 
     elif record:
         own = from_config(record, where=str(path))
         # Of another architecture, the name says what it is, and yet not what a file of ours calls its own classes.
-        taken = _differing(found, own, path)
+        taken = differing(found, own, path)
         names = own.cfg.label_names or found.cfg.label_names
         found = own if own.arch == found.arch else replace(found, cfg=replace(found.cfg, label_names=names))
     strict = given.get("pretrained_strict", True)
@@ -335,35 +335,6 @@ def _from_file(found: Resolved | None, path: Path, given: Mapping[str, Any]) -> 
     model = build(found.arch, config, replace(cfg, file=str(path)), state, origin=str(path), differs=differs)
     model.load_report.taken = taken
     return model
-
-
-_TOLD = {
-    "input_size": "input",
-    "crop_pct": "crop",
-    "crop_mode": "crop mode",
-    "interpolation": "interpolation",
-    "mean": "mean",
-    "std": "std",
-}
-
-
-def _differing(named: Resolved, own: Resolved, path: Path) -> str:
-    """What is taken from where, where a name and a file's own record do not agree."""
-    if own.arch != named.arch:
-        return f"{path} is of {own.arch}, by its own record; its weights are put into {named.arch}, as asked for"
-    mine, theirs = own.cfg.to_dict(remove_null=False), named.cfg.to_dict(remove_null=False)
-    changed = [
-        f"{word} {_short(mine[key])} (not {_short(theirs[key])})"
-        for key, word in _TOLD.items()
-        if mine[key] != theirs[key]
-    ]
-    return f"from {path}, by its own record: {', '.join(changed)}" if changed else ""
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, tuple) and all(isinstance(number, int) for number in value):
-        return "x".join(map(str, value[-2:]))
-    return ", ".join(f"{number:.3g}" for number in value) if isinstance(value, tuple) else f"{value}"
 
 
 def without_weights(found: Resolved) -> Backbone:

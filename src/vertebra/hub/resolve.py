@@ -172,3 +172,32 @@ def _check_extent(options: Mapping[str, Any], where: str) -> None:
         limit = _DEEPEST if "depth" in name else _WIDEST
         if any(isinstance(number, int | float) and abs(number) > limit for number in numbers):
             raise WeightsError(f"{where}: {name} is {str(value)[:40]}; it must be at most {limit}")
+
+
+_TOLD = {
+    "input_size": "input",
+    "crop_pct": "crop",
+    "crop_mode": "crop mode",
+    "interpolation": "interpolation",
+    "mean": "mean",
+    "std": "std",
+}
+
+
+def differing(named: Resolved, own: Resolved, path: Path) -> str:
+    """What is taken from where, where a name and a file's own record do not agree."""
+    if own.arch != named.arch:
+        return f"{path} is of {own.arch}, by its own record; its weights are put into {named.arch}, as asked for"
+    mine, theirs = own.cfg.to_dict(remove_null=False), named.cfg.to_dict(remove_null=False)
+    changed = [
+        f"{word} {_short(mine[key])} (not {_short(theirs[key])})"
+        for key, word in _TOLD.items()
+        if mine[key] != theirs[key]
+    ]
+    return f"from {path}, by its own record: {', '.join(changed)}" if changed else ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and all(isinstance(number, int) for number in value):
+        return "x".join(map(str, value[-2:]))
+    return ", ".join(f"{number:.3g}" for number in value) if isinstance(value, tuple) else f"{value}"
