@@ -178,10 +178,9 @@ def test_a_training_step_trains(arch: str) -> None:
     assert ours.backend == "eager"
     assert ours.flops is not None
     assert ours.seconds is not None
-    assert ours.flops * ours.seconds == pytest.approx(
-        3 * 2 * 2 * measure(module._sized(arch, 64), (3, 64, 64)).products
-    )
-    step = build(Contestant("vertebra", arch, "eager", "f32", True, "cpu", 64))[0]
+    who = Contestant("vertebra", arch, "eager", "f32", True, "cpu", 64)
+    assert ours.flops * ours.seconds == pytest.approx(3 * 2 * 2 * measure(contest.on_meta(who), (3, 64, 64)).products)
+    step = build(who)[0]
     first, second = (step(torch.ones(2, 3, 64, 64)).item() for _ in range(2))
     assert first != second
 

@@ -106,6 +106,9 @@ def test_photo_after_photo_counts_as_many(tiny: Backbone, steps: type[Steps]) ->
     predictor, red = Predictor(tiny, transform=small), jpeg("red")
     by_steps = [predictor(red).indices[0] == 2 for _ in range(speed_module.SOME + 1)]
     assert by_steps == [False] * (speed_module.SOME - 1) + [True, True]
+    lists = Predictor(tiny, transform=small, batch_size=8)
+    found = [answer.indices[0] == 2 for answer in lists([red] * 20)]
+    assert found == [False] * 8 + [True] * 12
 
 
 def test_what_has_no_steps_to_make_one_is_not_asked_again(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

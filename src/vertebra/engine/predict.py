@@ -3,7 +3,6 @@
 b batch, c channels, h w height and width in pixels, k classes.
 """
 
-import itertools
 import os
 import time
 import warnings
@@ -117,7 +116,7 @@ class Predictor:
         self.multi_label = bool(model.pretrained_cfg.get("multi_label"))
         """Each class is answered by itself: probabilities do not add up to 1."""
         self._speed = None
-        self._asked = itertools.count(1)
+        self._asked = 0
         if optimize is True:
             if not isinstance(model, Backbone):
                 raise VertebraError(
@@ -144,7 +143,7 @@ class Predictor:
         """
         many = several(source)
         if many is not None:
-            return list(self._each(many, self.answer))
+            return list(self._each(many, self._answer_more))
         return self._one(cast("Source", source))
 
     def embed(self, source: Source | Iterable[Source]) -> Tensor:
@@ -186,9 +185,14 @@ class Predictor:
             )
 
     def _one(self, source: Source) -> Prediction:
+        return self._answer_more(self.prepare(source).unsqueeze(0))[0]
+
+    def _answer_more(self, batch: Float[Tensor, "b c h w"]) -> list[Prediction]:
+        """`answer`, for photos that nobody counted before."""
+        self._asked += len(batch)
         if self._speed is not None and self.run is self.model:
-            self.run = self._speed.steps_made_one(next(self._asked)) or self.run
-        return self.answer(self.prepare(source).unsqueeze(0))[0]
+            self.run = self._speed.steps_made_one(self._asked) or self.run
+        return self.answer(batch)
 
     def stream(self, sources: Iterable[AnySource]) -> Iterator[tuple[AnySource, Prediction | VertebraError]]:
         """Each source with its prediction, or the error that names why there is none; in order, a batch at a time. Of a
