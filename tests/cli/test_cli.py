@@ -192,7 +192,7 @@ def test_labels_come_from_a_file(photos: Path, weights: Path, tmp_path: Path) ->
 def test_max_pixels_refuses_larger_photos(photos: Path, weights: Path) -> None:
     result = run("classify", photos / "b red.JPG", "--model", weights, "--max-pixels", "100")
     assert result.exit_code == 1
-    assert "max_pixels=100" in complaint(result)
+    assert "--max-pixels 100 (" in complaint(result)
 
 
 def test_file_names_are_printed_whole_and_safely(photos: Path, weights: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vertebra.layers.statistics import unchanged_statistics
+from vertebra.models.hub_methods import HubMethods
 from vertebra.spec import ModelConfig, VertebraError
 
 Indices = int | Sequence[int] | None
@@ -61,7 +62,7 @@ class Intermediates:
     maps: list[tuple[Tensor, Tensor | None]]
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(HubMethods, nn.Module, ABC):
     """Base of all models. `feature_info[i]` describes stage i."""
 
     spatial: ClassVar[bool] = True
