@@ -136,6 +136,12 @@ def test_a_position_embedding_of_no_known_grid_is_refused(count: int) -> None:
         vertebra.create_model(THREE, depth=1, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
 
 
+def test_another_architectures_checkpoint_is_told_by_its_keys(tmp_path: Path) -> None:
+    torch.save(vertebra.create_model(DISTILLED, depth=1).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"unexpected \(3\): dist_token, head_dist\.weight"):
+        vertebra.create_model(PLAIN, depth=1, checkpoint_path=tmp_path / "a.pth")
+
+
 # --- patches of another size ------------------------------------------------------------------------------------------
 
 

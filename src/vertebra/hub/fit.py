@@ -118,6 +118,8 @@ def fit_positions(
     possible |= {wanted} if math.prod(wanted) == count else set()
     if grid is not None and math.prod(grid) == count:
         possible = {grid}
+    if not possible and not state.keys() <= model.state_dict().keys():
+        return state  # of another architecture: all that differs is named, not this alone
     if len(possible) != 1:
         grids = " or of ".join(f"{rows}x{columns}" for rows, columns in sorted(possible)) or "no square grid"
         raise WeightsError(
