@@ -19,7 +19,18 @@ from vertebra.spec import State
 
 ARCHS = REGISTRY.archs
 SIZES = frozenset(
-    {"channels", "depth", "depths", "embed_dim", "group_width", "growth", "img_size", "mid_width", "num_heads"}
+    {
+        "channels",
+        "depth",
+        "depths",
+        "embed_dim",
+        "group_size",
+        "group_width",
+        "growth",
+        "img_size",
+        "mid_width",
+        "num_heads",
+    }
     | {"residual_width", "stem_channels", "stem_width", "w0", "wa", "wm"}
 )
 """Config fields that say how much there is of the same. Every other field is an option, and so is any new one."""

@@ -53,6 +53,14 @@ _NAMES = {
     ),
     **_names("vertebra.compat.names", "parse_model_name", "safe_model_name"),
 }
+_FEATURES = _names(
+    "vertebra.models.features",
+    "FeatureDictNet",
+    "FeatureGraphNet",
+    "FeatureHookNet",
+    "FeatureInfo",
+    "FeatureListNet",
+)
 _CONSTANTS = _names(
     "vertebra.data",
     "DEFAULT_CROP_MODE",
@@ -103,7 +111,7 @@ VIEWS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "timm.layers": _LAYERS,
         "timm.layers.activations": {"Swish": "torch.nn:SiLU"},
         "timm.layers.helpers": _HELPERS,
-        "timm.models": _HUB | _NAMES,
+        "timm.models": _HUB | _NAMES | _FEATURES,
         "timm.models.efficientnet": {},
         "timm.models.layers": _OLD_LAYERS,
         "timm.models.registry": _REGISTRY,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vertebra.data import resolve_model_data_config
 from vertebra.engine.config import RunConfig
-from vertebra.hub.factory import create_model, from_record, load_model, make_config
+from vertebra.hub.factory import create_model, from_record, load_model
+from vertebra.hub.options import make_config
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.backbone import Backbone
 from vertebra.models.groups import layer_groups

@@ -1,12 +1,11 @@
 """`create_model`: a name, a few options -> a model with its weights."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,24 +13,24 @@ from torch.overrides import TorchFunctionMode
 
 from vertebra.hub.fetch import hub_weights, in_hub_cache, url_file
 from vertebra.hub.fit import Differences, LoadReport, load_state
+from vertebra.hub.options import make_config
 from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay, record_in
 from vertebra.hub.registry import REGISTRY
 from vertebra.hub.resolve import FOLDER_SCHEME, Resolved, differing, find, from_config, from_file, is_name, resolve
 from vertebra.hub.state import read_file, unwrap
 from vertebra.models.backbone import Backbone, Indices
-from vertebra.models.features import FeatureExtractor
+from vertebra.models.features import feature_maker
 from vertebra.models.vit import VitConfig
 from vertebra.spec import (
     EXPORTED_SUFFIXES,
     Family,
     ModelConfig,
     State,
-    Variant,
+    UnknownOptionError,
     VertebraError,
     Weights,
     WeightsError,
     WeightsUnavailableError,
-    unknown_name,
 )
 
 _FEATURE_OPTIONS = ("output_fmt", "norm")
@@ -54,11 +53,13 @@ def create_model(
     pretrained_strict: bool = True,
     features_only: bool = False,
     out_indices: Indices = None,
+    feature_cls: str | Callable[..., Any] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Any:
-    """A model by name; a `Backbone`, or a `FeatureExtractor` with `features_only=True`.
+    """A model by name; a `Backbone`, or a `FeatureExtractor` with `features_only=True`: of the kind `feature_cls`
+    (`models.features`), or what that callable makes of `(model, out_indices=...)`.
 
     `model_name`: `arch`, `arch.tag`, `hf-hub:owner/name[@revision]`, `owner/name` or `local-dir:PATH`.
     `pretrained` loads the checkpoint that the name means; None is False, with a warning where the name is a folder of
@@ -84,8 +85,9 @@ def create_model(
     found = _with_cfg(resolve(model_name, cache_dir=cache_dir), pretrained_cfg, pretrained_cfg_overlay, checkpoint_path)
     given = {**found.options, **own}
     feature_options = {k: given.pop(k) for k in _FEATURE_OPTIONS if k in given} if features_only else {}
-    if out_indices is not None and not features_only:
-        raise VertebraError("out_indices needs features_only=True; forward_intermediates(indices=) takes them per call")
+    if not features_only and (out_indices is not None or feature_cls is not None):
+        name = "feature_cls" if out_indices is None else "out_indices"
+        raise UnknownOptionError(f"{name} needs features_only=True; forward_intermediates(indices=) chooses per call")
     if features_only:
         given["num_classes"] = 0
     elif found.cfg.num_classes is not None:
@@ -111,7 +113,7 @@ def create_model(
     if not features_only:
         return model
     chosen = config.default_out_indices if out_indices is None else out_indices
-    return FeatureExtractor(model, chosen, **feature_options)
+    return feature_maker(feature_cls, model)(model, out_indices=chosen, **feature_options)
 
 
 def _with_cfg(
@@ -141,37 +143,6 @@ def _with_cfg(
         return replace(found, cfg=cfg, image=cfg.input_size[-2:])
     another = file or given is not None or not changes.keys().isdisjoint(_PLACES)
     return replace(found, cfg=cfg, image=None if another else found.image)
-
-
-def make_config(arch: str, variant: Variant, options: Mapping[str, Any]) -> ModelConfig:
-    """The variant's config with some fields replaced; an option that it does not have is an error."""
-    allowed = {f.name for f in fields(variant.config)}
-    for option in options:
-        if option not in allowed:
-            raise unknown_name(
-                "option", option, sorted(allowed | {"features_only", "out_indices", "device", "dtype"}), where=arch
-            )
-        _check_value(option, options[option])
-    return replace(variant.config, **{option: _plain(value) for option, value in options.items()})
-
-
-def _plain(value: Any) -> Any:
-    """As a record can hold it: lists as tuples, numpy's whole numbers as Python's."""
-    if isinstance(value, list):
-        return tuple(cast("list[Any]", value))
-    return int(value) if isinstance(value, Integral) and not isinstance(value, int) else value
-
-
-_LEAST = {"num_classes": 0, "in_chans": 1}
-
-
-def _check_value(option: str, value: Any) -> None:
-    """Raise for what would build a model, of no use, or fail where nobody sees why."""
-    least = _LEAST.get(option)
-    if least is not None and not (isinstance(value, Integral) and value >= least):
-        raise VertebraError(f"{option}={value!r}: give a whole number, {least} or more")
-    if option.endswith("_rate") and not (isinstance(value, Real) and 0 <= value <= 1):
-        raise VertebraError(f"{option}={value!r}: a rate is a number between 0 and 1")
 
 
 def pretrained_state(found: Resolved, cache_dir: Path | str | None) -> tuple[State, str, Resolved]:
@@ -373,6 +344,11 @@ def describe(model: nn.Module) -> dict[str, Any]:
     own = {f.name: getattr(model.config, f.name) for f in fields(default)}
     own |= {"num_classes": model.num_classes}
     changed = {k: v for k, v in own.items() if v != getattr(default, k) and k != "num_classes"}
+    for option, value in changed.items():
+        if callable(value):
+            raise VertebraError(
+                f"{option}={value!r} has no name that a file can hold; create the model with a layer's name to save it"
+            )
     return {
         "architecture": arch,
         "num_classes": model.num_classes,

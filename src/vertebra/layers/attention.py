@@ -24,6 +24,15 @@ def _bf16_on_cpu(x: object) -> bool:
     return isinstance(x, Tensor) and x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
+def _masked(scores: Float[Tensor, "b h n n"], mask: Tensor | None, causal: bool) -> Float[Tensor, "b h n n"]:
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, float("-inf"))
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+
+
 class Attention(nn.Module):
     """Queries, keys and values of all heads come from one product with one weight.
 
@@ -44,14 +53,19 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Float[Tensor, "b n d"]:
+        """`attn_mask`, broadcast over (b, h, n, n): true where a token may look, or a float added to the map."""
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         if not self.fused_attn:
-            x = self.attn_drop(torch.softmax((q * self.scale) @ k.transpose(-2, -1), dim=-1)) @ v
-        elif self.training and self.attn_drop.p == 0 and _bf16_on_cpu(q):
+            scores = _masked((q * self.scale) @ k.transpose(-2, -1), attn_mask, is_causal)
+            x = self.attn_drop(torch.softmax(scores, dim=-1)) @ v
+        elif self.training and self.attn_drop.p == 0 and _bf16_on_cpu(q) and attn_mask is None and not is_causal:
             x = attend(q, k, v)
         else:
-            x = scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+            dropout = self.attn_drop.p if self.training else 0.0
+            x = scaled_dot_product_attention(q, k, v, attn_mask, dropout_p=dropout, is_causal=is_causal)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, d)))

@@ -6,12 +6,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from vertebra.layers.mlp import Mlp
+from vertebra.spec import Layer
 
 
 class AttentionPool(nn.Module):
     """One latent query attends to all tokens; an MLP follows."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float, act: Layer = "gelu") -> None:
         super().__init__()
         self.num_heads = num_heads
         self.latent = nn.Parameter(torch.empty(1, 1, dim))
@@ -19,7 +20,7 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act=act)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

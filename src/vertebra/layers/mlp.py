@@ -3,14 +3,17 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vertebra.layers.activation import make_activation
+from vertebra.spec import Layer
+
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear; `hidden` channels between."""
+    """Linear, activation (GELU), linear; `hidden` channels between."""
 
-    def __init__(self, dim: int, hidden: int, *, drop: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int, *, drop: float = 0.0, act: Layer = "gelu") -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
+        self.act = make_activation(act)
         self.drop1 = nn.Dropout(drop)
         self.fc2 = nn.Linear(hidden, dim)
         self.drop2 = nn.Dropout(drop)

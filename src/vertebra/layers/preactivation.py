@@ -4,22 +4,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vertebra.layers.activation import ActType, activate
+from vertebra.layers.activation import ActType, activate, activation
+from vertebra.spec import Layer
 
 
 class BnAct(nn.Module):
     """`act(bn(x))`."""
 
-    def __init__(self, channels: int, act: ActType = "relu", *, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, act: Layer = "relu", *, eps: float = 1e-5) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(channels, eps=eps)
-        self.act: ActType = act
+        self.act: ActType | nn.Module = activation(act)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return activate(self.bn(x), self.act)
 
     def extra_repr(self) -> str:
-        return f"act={self.act!r}"
+        return f"act={self.act!r}" if isinstance(self.act, str) else ""
 
 
 class BnActConv(nn.Module):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from vertebra.layers.aggregation import AGGREGATIONS
 from vertebra.models.backbone import Backbone
-from vertebra.models.features import FeatureExtractor
+from vertebra.models.features import feature_maker
 from vertebra.spec import VertebraError, unknown_name
 
 
@@ -20,7 +20,7 @@ class AggregatedBackbone(nn.Module):
             raise VertebraError(f"channels={channels} and out_stride={out_stride} must be at least 1")
         chosen = _stages(backbone, out_stride)
         like = next(backbone.parameters())
-        self.features = FeatureExtractor(backbone, chosen)
+        self.features = feature_maker(None, backbone)(backbone, chosen)
         info = self.features.feature_info
         self.aggregation = AGGREGATIONS[kind](info.channels(), info.reduction(), out_stride, channels)
         self.aggregation.to(device=like.device, dtype=like.dtype)

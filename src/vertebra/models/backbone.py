@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, ClassVar, TypedDict, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -20,10 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from vertebra.layers.statistics import unchanged_statistics
 from vertebra.models.hub_methods import HubMethods
-from vertebra.spec import ModelConfig, VertebraError
+from vertebra.spec import ModelConfig, UnknownStageError, VertebraError
 
 Indices = int | Sequence[int] | None
 Stage = Callable[[Any], Any]
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class FeatureStage(TypedDict):
@@ -41,14 +42,16 @@ def resolve_indices(indices: Indices, count: int) -> list[int]:
     """Stage numbers: None all, an int the last that many, a sequence (negative: from the end) as named."""
     if indices is None:
         return list(range(count))
+    if not isinstance(indices, int) and not len(indices):
+        raise VertebraError(f"no stage is named; this model has {count}: 0 to {count - 1}, or None for all")
     if isinstance(indices, int):
         if not 0 < indices <= count:
-            raise VertebraError(f"indices={indices} asks for the last {indices} stages; this model has {count}")
+            raise UnknownStageError(f"indices={indices} asks for the last {indices} stages; this model has {count}")
         return list(range(count - indices, count))
     resolved = [i + count if i < 0 else i for i in indices]
     wrong = [i for i, r in zip(indices, resolved, strict=True) if not 0 <= r < count]
     if wrong:
-        raise VertebraError(
+        raise UnknownStageError(
             f"stage {wrong[0]} does not exist; this model has {count}: 0 to {count - 1}, or -{count} to -1"
         )
     return resolved
@@ -56,9 +59,9 @@ def resolve_indices(indices: Indices, count: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Intermediates:
-    """What a walk saw: the trunk's `last` state, and (map, prefix tokens) of each stage asked for."""
+    """What a walk saw: the trunk's answer (None: not asked for), and (map, prefix tokens) of each stage asked for."""
 
-    last: Any
+    features: Tensor | None
     maps: list[tuple[Tensor, Tensor | None]]
 
 
@@ -83,7 +86,6 @@ class Backbone(HubMethods, nn.Module, ABC):
         self.config = config
         self.num_classes = config.num_classes
         self.in_chans = config.in_chans
-        self.drop_rate = config.drop_rate
         self.grad_checkpointing = False
         self.frozen_modules: tuple[nn.Module, ...] = ()
         self.pretrained_cfg = self.default_cfg = {}
@@ -105,13 +107,21 @@ class Backbone(HubMethods, nn.Module, ABC):
         """
         return state, None
 
-    def normalize(self, state: Any) -> Any:
-        """The trunk's last normalisation, where it has one, on any stage's state."""
+    def as_tokens(self, state: Any) -> tuple[Tensor, Tensor | None]:
+        """The same as (b, n, c): a map's pixels, or patches, in rows."""
+        return state.flatten(2).transpose(1, 2), None
+
+    def normalize(self, state: Any, *, last: bool) -> Any:
+        """The trunk's last normalisation, where it has one, on a stage's state: the `last` one's, or another's."""
         return state
 
     def finish(self, state: Any) -> Tensor:
         """The last stage's state -> what `forward_features` returns."""
-        return self.normalize(state)
+        return self.normalize(state, last=True)
+
+    def leave(self, state: Any, stage: int) -> Tensor:
+        """The same where the trunk ends early, behind another `stage`."""
+        return self.normalize(state, last=False)
 
     @abstractmethod
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
@@ -153,20 +163,25 @@ class Backbone(HubMethods, nn.Module, ABC):
         self.pretrained_cfg = self.default_cfg = {k: v for k, v in self.pretrained_cfg.items() if k not in named}
         self.config = replace(self.config, num_classes=num_classes, global_pool=global_pool)
 
-    def place(self, layer: nn.Module) -> nn.Module:
-        """A new layer, initialised, where this model's parameters lie and in their type."""
-        like = next(self.parameters())
+    def place(self, layer: AnyModule, at: str = "") -> AnyModule:
+        """A new layer, `at` a name, initialised, where this model's parameters lie, in their type and its mode."""
+        like = next(self.parameters(), None)
+        if like is None:
+            return layer.train(self.training)
         layer = layer.to(device=like.device, dtype=like.dtype)
         if not like.is_meta:
             with torch.no_grad():
-                for name, module in layer.named_modules():
+                for name, module in layer.named_modules(prefix=at):
                     self.init_module(module, name)
-        return layer
+        return layer.train(self.training)
 
     def forward_features(self, x: Float[Tensor, "b c h w"]) -> Tensor:
         """The trunk: (b, c, h, w) image -> last map (CNN) or normalised tokens (ViT)."""
+        return self._through(x, self.steps())
+
+    def _through(self, x: Tensor, stages: Sequence[Stage]) -> Tensor:
         state = self.embed(x)
-        for stage in self.steps():
+        for stage in stages:
             state = self._run(stage, state)
         return self.finish(state)
 
@@ -183,60 +198,87 @@ class Backbone(HubMethods, nn.Module, ABC):
             stage, state, use_reentrant=False, context_fn=lambda: (nullcontext(), unchanged_statistics(self))
         )
 
-    def _walk(self, x: Tensor, wanted: Sequence[int], *, norm: bool, stop_early: bool) -> Intermediates:
-        stages = self.steps()
-        if stop_early:
-            stages = stages[: max(wanted, default=-1) + 1]
+    def _walk(
+        self,
+        x: Tensor,
+        stages: Sequence[Stage],
+        indices: Indices,
+        *,
+        norm: bool,
+        stop_early: bool,
+        output_fmt: str,
+        maps_only: bool,
+    ) -> Intermediates:
+        """One pass that keeps the stages asked for, in the order in which they follow each other."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise VertebraError(f"unknown output_fmt {output_fmt!r}; allowed: 'NCHW', 'NLC'")
+        last = len(stages) - 1
+        wanted = sorted({*resolve_indices(indices, len(stages))})
         size = (x.shape[-2], x.shape[-1])
         state = self.embed(x)
-        found: dict[int, tuple[Tensor, Tensor | None]] = {}
-        for number, stage in enumerate(stages):
+        maps: list[tuple[Tensor, Tensor | None]] = []
+        end = wanted[-1] if stop_early else last
+        for number, stage in enumerate(stages[: end + 1]):
             state = self._run(stage, state)
             if number in wanted:
-                found[number] = self.as_map(self.normalize(state) if norm else state, size)
-        return Intermediates(state, [found[i] for i in wanted])
+                seen = self.normalize(state, last=number == last) if norm else state
+                maps.append(self.as_tokens(seen) if output_fmt == "NLC" else self.as_map(seen, size))
+        if maps_only:
+            return Intermediates(None, maps)
+        return Intermediates(self.finish(state) if end == last else self.leave(state, end), maps)
 
     def forward_intermediates(
         self,
         x: Float[Tensor, "b c h w"],
         indices: Indices = None,
-        return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
     ) -> Any:
         """The trunk's answer and stages' outputs: `(features, [maps])`, or `[maps]` with `intermediates_only`.
 
-        `indices` chooses stages (see `resolve_indices`); `norm` applies the final norm to each; `stop_early` ends at
-        the last stage asked for; `output_fmt` is `NCHW` (b, c, h, w) or `NLC` (b, h*w, c). `return_prefix_tokens`
-        makes each entry a pair `(map, prefix tokens)` on models that have such tokens.
+        `indices` chooses stages (see `resolve_indices`), which come in the order of the network. `norm` applies the
+        final norm, where there is one: a ViT's to each, a DPN's, which fits the last stage only, to that. `stop_early`
+        ends at the last stage asked for, whose state is then the trunk's answer. `output_fmt` is `NCHW` (b, c, h, w)
+        or `NLC` (b, h*w, c).
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise VertebraError(f"unknown output_fmt {output_fmt!r}; allowed: 'NCHW', 'NLC'")
-        wanted = resolve_indices(indices, len(self.feature_info))
-        seen = self._walk(x, wanted, norm=norm, stop_early=stop_early)
-        maps: list[Any] = []
-        for grid, prefix in seen.maps:
-            out = grid if output_fmt == "NCHW" else grid.flatten(2).transpose(1, 2)
-            maps.append((out, prefix) if return_prefix_tokens and prefix is not None else out)
-        if intermediates_only:
-            return maps
-        return self.finish(seen.last), maps
+        seen = self._walk(
+            x,
+            self.steps(),
+            indices,
+            norm=norm,
+            stop_early=stop_early,
+            output_fmt=output_fmt,
+            maps_only=intermediates_only,
+        )
+        maps = [level for level, _ in seen.maps]
+        return maps if intermediates_only else (seen.features, maps)
 
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Delete what lies behind the last stage that `indices` names; returns the stage numbers."""
+        """Delete what lies behind the last stage that `indices` names; returns the stage numbers.
+
+        A CNN's head goes with its last stage, whose channels it reads.
+        """
         wanted = resolve_indices(indices, len(self.feature_info))
-        keep = max(wanted, default=-1) + 1
+        keep = max(wanted) + 1
+        narrower = self.spatial and keep < len(self.feature_info)
         self.drop_stages(keep)
         del self.feature_info[keep:]
+        if narrower:
+            self.num_features = self.feature_info[-1]["num_chs"]
         if prune_norm:
             self.drop_norm()
-        if prune_head:
-            self.reset_classifier(0)
+        if prune_head or narrower:
+            self.drop_head()
         return wanted
+
+    def drop_head(self) -> None:
+        """No classifier and no pooling."""
+        self.reset_classifier(0, "")
 
     def drop_norm(self) -> None:
         """Replace the trunk's last normalisation, where it has one, by an identity."""

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
 from vertebra.models.vit.config import VitConfig
 from vertebra.models.vit.model import VisionTransformer
@@ -32,7 +31,7 @@ class DistilledConfig(VitConfig):
 class DistilledTransformer(VisionTransformer):
     """Two tokens, two heads. Their logits are averaged, but while distilled training is on: then both come back."""
 
-    prefix_names = ("cls_token", "dist_token")
+    taught = ("dist_token",)
 
     def __init__(self, config: DistilledConfig) -> None:
         self.distilled_training = False
@@ -53,8 +52,8 @@ class DistilledTransformer(VisionTransformer):
     def forward_head(self, x: Float[Tensor, "b n d"], pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if pre_logits:
             return (x[:, 0] + x[:, 1]) / 2
-        own = self.head(dropout(x[:, 0], self.drop_rate, self.training))
-        taught = self.head_dist(dropout(x[:, 1], self.drop_rate, self.training))
+        own = self.head(self.head_drop(x[:, 0]))
+        taught = self.head_dist(self.head_drop(x[:, 1]))
         if self.distilled_training and self.training:
             return own, taught
         return (own + taught) / 2
@@ -64,7 +63,7 @@ class DistilledTransformer(VisionTransformer):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
-        self.head_dist = self._new_head()
+        self.head_dist = self._new_head("head_dist")
 
 
 def build(config: VitConfig) -> VisionTransformer:

@@ -5,13 +5,14 @@ from vertebra.spec.errors import (
     SettingError,
     UnknownNameError,
     UnknownOptionError,
+    UnknownStageError,
     VertebraError,
     WeightsError,
     WeightsUnavailableError,
     did_you_mean,
     unknown_name,
 )
-from vertebra.spec.family import Family, ModelConfig, State, Variant, keep
+from vertebra.spec.family import Family, Layer, ModelConfig, State, Variant, keep
 from vertebra.spec.photo import PHOTO, is_litter
 from vertebra.spec.preprocess import (
     CLIP_MEAN,
@@ -44,6 +45,7 @@ __all__ = [
     "WEIGHT_SUFFIXES",
     "Accuracy",
     "Family",
+    "Layer",
     "MissingFileError",
     "ModelConfig",
     "Preprocess",
@@ -52,6 +54,7 @@ __all__ = [
     "TrainedWith",
     "UnknownNameError",
     "UnknownOptionError",
+    "UnknownStageError",
     "Variant",
     "VertebraError",
     "Weights",

@@ -20,6 +20,10 @@ class SettingError(VertebraError):
     """A setting whose value cannot be: at all, beside the others, or with this data; as wrong usage of a command."""
 
 
+class UnknownStageError(VertebraError, IndexError):
+    """A stage that a model does not have."""
+
+
 class WeightsError(VertebraError, RuntimeError):
     """A checkpoint that cannot be read, or does not fit the model it was meant for; as torch's, a RuntimeError."""
 

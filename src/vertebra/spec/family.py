@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from vertebra.spec.weights import Weights
 
 State = dict[str, Any]
+Layer = str | Callable[..., Any]
+"""A layer to build with: its name, or what makes it when it is called (a class, a partial)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, Union, cast
 
@@ -83,6 +83,8 @@ def _fitted(kind: Any, value: Any) -> Any:
         return found if found is _NOTHING else list(found)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return _as_mapping(parts, value)
+    if origin is Callable:
+        return value if callable(value) else _NOTHING
     return _scalar(kind, value)
 
 

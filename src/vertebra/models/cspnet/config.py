@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from vertebra.layers.activation import ActType
-from vertebra.spec import ModelConfig, Variant
+from vertebra.spec import Layer, ModelConfig, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,9 @@ class CspNetConfig(ModelConfig):
     """Of the 3x3 convolutions."""
     se_ratio: float = 0.0
     """Squeeze-and-excitation inside each block: hidden channels as a share of its channels. 0: none."""
-    act: ActType = "leaky_relu"
+    act_layer: Layer = "leaky_relu"
+    norm_layer: Layer = "batchnorm2d"
+    """Called with a number of channels."""
     output_stride: int = 32
     """8 or 16: the last stages trade their stride for dilation."""
 
@@ -78,7 +79,7 @@ _CS3 = CspNetConfig(
     path_ratio=(0.5,) * 4,
     mid_ratio=(1.0,) * 4,
     groups=(1,) * 4,
-    act="silu",
+    act_layer="silu",
 )
 _CS3_S = replace(_CS3, stem_channels=(16, 32), depths=(1, 3, 4, 1), channels=(64, 128, 256, 512))
 _CS3_M = replace(_CS3, stem_channels=(24, 48), depths=(2, 4, 6, 2), channels=(96, 192, 384, 768))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vertebra.layers.activation import ActType, activate
+from vertebra.layers.activation import ActType, activate, activation
 from vertebra.layers.conv_norm_act import ConvNormAct
 from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
@@ -60,11 +60,21 @@ def stage_shapes(config: CspNetConfig) -> Iterator[StageShape]:
         cin = cout
 
 
+def unit(config: CspNetConfig, cin: int, cout: int, kernel: int = 1, **spread: int) -> ConvNormAct:
+    """A convolution with the config's normalisation and activation."""
+    return ConvNormAct(cin, cout, kernel, act=config.act_layer, norm=config.norm_layer, **spread)
+
+
+def linear_unit(config: CspNetConfig, cin: int, cout: int) -> ConvNormAct:
+    """A 1x1 convolution with the config's normalisation, and nothing behind it."""
+    return ConvNormAct(cin, cout, norm=config.norm_layer)
+
+
 def downsample(config: CspNetConfig, shape: StageShape) -> nn.Module:
     """The map at half its size, unless the stem's pool or output_stride has seen to that."""
     if not shape.has_down:
         return nn.Identity()
-    conv = partial(ConvNormAct, shape.cin, shape.down_out, groups=config.groups[shape.index], act=config.act)
+    conv = partial(unit, config, shape.cin, shape.down_out, groups=config.groups[shape.index])
     if config.down_average:
         return nn.Sequential(nn.AvgPool2d(2) if shape.stride == 2 else nn.Identity(), conv(1))
     return conv(3, stride=shape.stride, dilation=shape.down_dilation)
@@ -75,7 +85,7 @@ def stem(config: CspNetConfig) -> nn.Sequential:
     layers, cin = dict[str, nn.Module](), config.in_chans
     for i, cout in enumerate(config.stem_channels, start=1):
         first = {"kernel": config.stem_kernel, "stride": config.stem_stride} if i == 1 else {"kernel": 3}
-        layers[f"conv{i}"] = ConvNormAct(cin, cout, act=config.act, **first)
+        layers[f"conv{i}"] = unit(config, cin, cout, **first)
         cin = cout
     if config.stem_pool:
         layers["pool"] = nn.MaxPool2d(3, 2, padding=1)
@@ -85,7 +95,7 @@ def stem(config: CspNetConfig) -> nn.Sequential:
 def _squeeze_excite(config: CspNetConfig, channels: int) -> nn.Module:
     if config.se_ratio == 0.0:
         return nn.Identity()
-    return SqueezeExcite(channels, squeezed(channels, config.se_ratio), config.act)
+    return SqueezeExcite(channels, squeezed(channels, config.se_ratio), config.act_layer)
 
 
 class DarkBlock(nn.Module):
@@ -93,9 +103,9 @@ class DarkBlock(nn.Module):
 
     def __init__(self, config: CspNetConfig, channels: int, mid: int, drop: float, **spread: int) -> None:
         super().__init__()
-        self.conv1 = ConvNormAct(channels, mid, act=config.act)
+        self.conv1 = unit(config, channels, mid)
         self.attn = _squeeze_excite(config, mid)
-        self.conv2 = ConvNormAct(mid, channels, 3, act=config.act, **spread)
+        self.conv2 = unit(config, mid, channels, 3, **spread)
         self.drop_path = drop_path(drop)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -107,9 +117,9 @@ class EdgeBlock(nn.Module):
 
     def __init__(self, config: CspNetConfig, channels: int, mid: int, drop: float, **spread: int) -> None:
         super().__init__()
-        self.conv1 = ConvNormAct(channels, mid, 3, act=config.act, **spread)
+        self.conv1 = unit(config, channels, mid, 3, **spread)
         self.attn = _squeeze_excite(config, mid)
-        self.conv2 = ConvNormAct(mid, channels, act=config.act)
+        self.conv2 = unit(config, mid, channels)
         self.drop_path = drop_path(drop)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -121,12 +131,12 @@ class BottleneckBlock(nn.Module):
 
     def __init__(self, config: CspNetConfig, channels: int, mid: int, drop: float, **spread: int) -> None:
         super().__init__()
-        self.conv1 = ConvNormAct(channels, mid, act=config.act)
-        self.conv2 = ConvNormAct(mid, mid, 3, act=config.act, **spread)
+        self.conv1 = unit(config, channels, mid)
+        self.conv2 = unit(config, mid, mid, 3, **spread)
         self.attn2 = _squeeze_excite(config, mid)
-        self.conv3 = ConvNormAct(mid, channels)
+        self.conv3 = linear_unit(config, mid, channels)
         self.drop_path = drop_path(drop)
-        self.act: ActType = config.act
+        self.act: ActType | nn.Module = activation(config.act_layer)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         branch = self.conv3(self.attn2(self.conv2(self.conv1(x))))
@@ -169,12 +179,12 @@ class CrossStage(nn.Module):
         super().__init__()
         width = int(shape.cout * config.path_ratio[shape.index])
         self.conv_down = downsample(config, shape)
-        self.conv_exp = ConvNormAct(shape.down_out, 2 * width, act="" if config.path_linear else config.act)
+        self.conv_exp = (linear_unit if config.path_linear else unit)(config, shape.down_out, 2 * width)
         self.blocks = residual_blocks(config, shape, width, rates)
         self.around_first = config.stage == "cross"
         if self.around_first:
-            self.conv_transition_b = ConvNormAct(width, width, act=config.act)
-        self.conv_transition = ConvNormAct(2 * width, shape.cout, act=config.act)
+            self.conv_transition_b = unit(config, width, width)
+        self.conv_transition = unit(config, 2 * width, shape.cout)
 
     def forward(self, x: Float[Tensor, "b cin h w"]) -> Float[Tensor, "b cout ho wo"]:
         first, second = self.conv_exp(self.conv_down(x)).chunk(2, 1)
@@ -201,6 +211,7 @@ class CspNet(Backbone):
             for i, (c, module) in enumerate(zip(widths, modules, strict=True))
         ]
         self.num_features = widths[-1]
+        self.drop_rate = config.drop_rate
         self.reset_classifier(config.num_classes, config.global_pool)
 
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -216,6 +227,10 @@ class CspNet(Backbone):
 
     def _first_stage(self, x: Tensor) -> Tensor:
         return self.stages[0](self.stem.get_submodule("pool")(x) if self.config.stem_pool else x)
+
+    def leave(self, state: Tensor, stage: int) -> Tensor:
+        """The stem ends with its pooling, which its feature comes before."""
+        return self.stem.get_submodule("pool")(state) if stage == 0 and self.config.stem_pool else state
 
     def drop_stages(self, keep: int) -> None:
         self.stages = self.stages[: max(keep - 1, 0)]

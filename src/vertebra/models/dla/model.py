@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
 from vertebra.layers.aggregation import AggregationNode
 from vertebra.layers.dilation import dilate
@@ -184,6 +183,7 @@ class Dla(Backbone):
             for i, c in enumerate(widths)
         ]
         self.num_features = widths[-1]
+        self.head_drop = nn.Dropout(config.drop_rate)
         self.reset_classifier(config.num_classes, config.global_pool)
 
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
@@ -197,19 +197,20 @@ class Dla(Backbone):
             delattr(self, f"level{level}")
 
     def forward_head(self, x: Float[Tensor, "b c h w"], pre_logits: bool = False) -> Tensor:
-        x = dropout(self.global_pool(x), self.drop_rate, self.training)
-        x = x if pre_logits else self.fc(x)
-        return x.flatten(1) if getattr(self.global_pool, "pool_type", "another") else x  # it may be the caller's own
+        x = self.head_drop(self.global_pool(x))
+        return self.flatten(x if pre_logits else self.fc(x))
 
     def get_classifier(self) -> nn.Module:
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
-            self.global_pool = GlobalPool(global_pool)
+            self.global_pool = self.place(GlobalPool(global_pool))
+            self.flatten: nn.Module = self.place(nn.Flatten(1) if global_pool else nn.Identity())
         self.declare_head(num_classes, self.global_pool.pool_type)
         self.head_hidden_size = self.num_features * self.global_pool.feature_multiple
-        self.fc = self.place(nn.Conv2d(self.head_hidden_size, num_classes, 1)) if num_classes > 0 else nn.Identity()
+        layer: nn.Module = nn.Conv2d(self.head_hidden_size, num_classes, 1) if num_classes > 0 else nn.Identity()
+        self.fc = self.place(layer)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         tree = [(r"^level(\d+)\.tree(\d+)", None), (r"^level(\d+)\.root", (2,)), (r"^level(\d+)", (1,))]

@@ -1,9 +1,9 @@
 """Dual Path Networks (Chen et al., NIPS 2017, arXiv:1707.01629): what can vary, and one row a variant."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from vertebra.spec import ModelConfig, Variant
+from vertebra.spec import Layer, ModelConfig, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class DpnConfig(ModelConfig):
     stem_kernel: int = 7
     split_last: bool = False
     """Each path has a last 1x1 convolution of its own, instead of sharing one ("b" variants)."""
-    outer_act: Literal["relu", "silu"] = "relu"
+    act_layer: Layer = "relu"
     """The activation of the stem and behind the last stage."""
     output_stride: int = 32
     """8 or 16: the last stages trade their stride for dilation."""
@@ -44,7 +44,7 @@ _98 = DpnConfig(depths=(3, 6, 20, 3), growth=(16, 32, 32, 128), mid_width=160, g
 
 VARIANTS = {
     "dpn48b": Variant(
-        replace(_SMALL, depths=(3, 4, 6, 3), split_last=True, outer_act="silu"),
+        replace(_SMALL, depths=(3, 4, 6, 3), split_last=True, act_layer="silu"),
         params=9_126_226,
         gmacs=1.69,
         macts=8.92,

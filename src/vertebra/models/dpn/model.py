@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout
 
-from vertebra.layers.activation import ActType, activate
+from vertebra.layers.activation import ActType, activate, activation
 from vertebra.layers.dilation import dilate
 from vertebra.layers.drop_path import drop_path, linear_rates
 from vertebra.layers.pool import GlobalPool
@@ -36,7 +36,7 @@ class Stem(nn.Module):
         kernel, width = config.stem_kernel, config.stem_width
         self.conv = nn.Conv2d(config.in_chans, width, kernel, 2, kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(width, eps=BN_EPS)
-        self.act: ActType = config.outer_act
+        self.act: ActType | nn.Module = activation(config.act_layer)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d ho wo"]:
         return activate(self.bn(self.conv(x)), self.act)
@@ -109,9 +109,10 @@ class Dpn(Backbone):
             self.feature_info.append(
                 FeatureStage(num_chs=cin, reduction=reduction, module=f"features.conv{stage + 2}_{depth}")
             )
-        layers["conv5_bn_ac"] = BnAct(cin, config.outer_act, eps=BN_EPS)
+        layers["conv5_bn_ac"] = BnAct(cin, config.act_layer, eps=BN_EPS)
         self.features = nn.Sequential(layers)
         self.num_features = self.head_hidden_size = cin
+        self.drop_rate = config.drop_rate
         self.reset_classifier(config.num_classes, config.global_pool)
 
     def _blocks(
@@ -148,11 +149,12 @@ class Dpn(Backbone):
             x = self.features.get_submodule(name)(x)
         return x
 
-    def finish(self, state: Tensor) -> Tensor:
-        return self.features.get_submodule("conv5_bn_ac")(state)
+    def normalize(self, state: Tensor, *, last: bool) -> Tensor:
+        """It has the last stage's channels, and fits no other."""
+        return self.features.get_submodule("conv5_bn_ac")(state) if last else state
 
     def drop_norm(self) -> None:
-        self.features.conv5_bn_ac = nn.Identity()
+        self.features.conv5_bn_ac = self.place(nn.Identity())
 
     def drop_stages(self, keep: int) -> None:
         for stage in range(keep, len(self.feature_info)):
@@ -167,24 +169,23 @@ class Dpn(Backbone):
             logits = self.classifier(window_means(x, 7 * 32 // self.config.output_stride))
             return 0.5 * (logits.mean((2, 3)) + logits.amax((2, 3)))
         x = dropout(self.global_pool(x), self.drop_rate, self.training)
-        x = x if pre_logits else self.classifier(x)
-        return x.flatten(1) if getattr(self.global_pool, "pool_type", "another") else x  # it may be the caller's own
+        return self.flatten(x if pre_logits else self.classifier(x))
 
     def get_classifier(self) -> nn.Module:
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
-            if self.config.test_pool and global_pool != "avg":
+            if self.config.test_pool and global_pool != "avg" and num_classes > 0:
                 raise VertebraError(
                     f"test_pool averages windows and was given global_pool {global_pool!r}; use 'avg', or no test_pool"
                 )
-            self.global_pool = GlobalPool(global_pool)
+            self.global_pool = self.place(GlobalPool(global_pool))
+            self.flatten: nn.Module = self.place(nn.Flatten(1) if global_pool else nn.Identity())
         self.declare_head(num_classes, self.global_pool.pool_type)
         self.head_hidden_size = self.num_features * self.global_pool.feature_multiple
-        self.classifier = (
-            self.place(nn.Conv2d(self.head_hidden_size, num_classes, 1)) if num_classes > 0 else nn.Identity()
-        )
+        layer: nn.Module = nn.Conv2d(self.head_hidden_size, num_classes, 1) if num_classes > 0 else nn.Identity()
+        self.classifier = self.place(layer)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = r"^features\.conv(\d+)" if coarse else r"^features\.conv(\d+)_(\d+)"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
-from vertebra.spec import ModelConfig, Variant
+from vertebra.spec import Layer, ModelConfig, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,17 @@ class VitConfig(ModelConfig):
     """Take images of any size at run time; the position embedding is resampled to their grid."""
     dynamic_img_pad: bool = False
     """Pad images, right and below, to whole patches."""
+    patch_drop_rate: float = 0.0
+    """Share of the patches that training leaves out, other ones for every image (Li et al., arXiv:2212.00794)."""
+    reg_tokens: int = 0
+    """Learned tokens behind the class token that no head reads ("registers"; Darcet et al., arXiv:2309.16588)."""
+    fc_norm: bool | None = None
+    """Normalise behind the pooling instead of before it; None: where the pooling averages or takes the maximum."""
+    weight_init: str = ""
+    """How training starts: see `models.vit.init`."""
+    act_layer: Layer = "gelu"
+    norm_layer: Layer = "layernorm"
+    """Called with a number of channels."""
 
     first_conv: ClassVar[str] = "patch_embed.proj"
     classifier: ClassVar[str | tuple[str, ...]] = "head"

@@ -5,55 +5,26 @@ b batch, n tokens, p prefix tokens (class, distillation), d embedding, c channel
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
-from vertebra.layers.attention import Attention
 from vertebra.layers.attention_pool import AttentionPool
-from vertebra.layers.drop_path import drop_path, linear_rates
-from vertebra.layers.layer_scale import LayerScale
-from vertebra.layers.mlp import Mlp
+from vertebra.layers.drop_path import linear_rates
+from vertebra.layers.patch_drop import PatchDropout
 from vertebra.layers.patch_embed import PatchEmbed, resample_positions
-from vertebra.models.backbone import Backbone, FeatureStage, Stage, reset_if_able
+from vertebra.models.backbone import Backbone, FeatureStage, Indices, Stage
+from vertebra.models.vit.block import Block, token_norm
 from vertebra.models.vit.config import VitConfig
+from vertebra.models.vit.init import WEIGHT_INITS
 from vertebra.spec import VertebraError, unknown_name
 
 TOKEN_POOLS = ("", "token", "avg", "max", "avgmax", "map")
-NORM_EPS = 1e-6
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP, each a residual branch."""
-
-    def __init__(self, config: VitConfig, drop: float) -> None:
-        super().__init__()
-        dim = config.embed_dim
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(
-            dim,
-            config.num_heads,
-            qkv_bias=config.qkv_bias,
-            attn_drop=config.attn_drop_rate,
-            proj_drop=config.proj_drop_rate,
-        )
-        self.ls1 = self._scale(config)
-        self.drop_path1 = drop_path(drop)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), drop=config.proj_drop_rate)
-        self.ls2 = self._scale(config)
-        self.drop_path2 = drop_path(drop)
-
-    @staticmethod
-    def _scale(config: VitConfig) -> nn.Module:
-        return nn.Identity() if config.init_values is None else LayerScale(config.embed_dim, config.init_values)
-
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+PATCH_POOLS = ("avg", "max", "avgmax")
+POOL_NORM_EPS = 1e-6
 
 
 class VisionTransformer(Backbone):
@@ -61,14 +32,19 @@ class VisionTransformer(Backbone):
 
     spatial: ClassVar[bool] = False
     config: VitConfig
-    prefix_names: ClassVar[tuple[str, ...]] = ("cls_token",)
-    """The learned tokens before the patches, in order."""
+    taught: ClassVar[tuple[str, ...]] = ()
+    """Tokens with a head of their own, beside the class token."""
+    has_class_token: ClassVar[bool] = True
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__(config)
-        dim, prefix = config.embed_dim, len(self.prefix_names)
+        if config.weight_init not in WEIGHT_INITS:
+            raise unknown_name("weight_init", config.weight_init, WEIGHT_INITS)
+        dim, registers = config.embed_dim, config.reg_tokens
         self.embed_dim = self.num_features = self.head_hidden_size = dim
-        self.num_prefix_tokens = prefix
+        self.prefix_names = ("cls_token", *self.taught, *(("reg_token",) if registers else ()))
+        self.num_reg_tokens = registers
+        self.num_prefix_tokens = prefix = 1 + len(self.taught) + registers
         patch_embed = PatchEmbed(
             config.image,
             config.patch_size,
@@ -79,44 +55,59 @@ class VisionTransformer(Backbone):
         )
         tokens = patch_embed.num_patches + (0 if config.no_embed_class else prefix)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
-        for name in self.prefix_names[1:]:
+        for name in self.taught:
             self.register_parameter(name, nn.Parameter(torch.empty(1, 1, dim)))
         self.patch_embed = patch_embed
         self.pos_drop = nn.Dropout(config.pos_drop_rate)
+        self.patch_drop = PatchDropout(config.patch_drop_rate, prefix) if config.patch_drop_rate else nn.Identity()
+        self.norm_pre = nn.Identity()
         rates = linear_rates(config.drop_path_rate, config.depth)
         self.blocks = nn.Sequential(*(Block(config, rate) for rate in rates))
         self.feature_info = [
             FeatureStage(num_chs=dim, reduction=config.patch_size, module=f"blocks.{i}") for i in range(config.depth)
         ]
-        self.norm: nn.Module = nn.LayerNorm(dim, eps=NORM_EPS)
+        after = config.global_pool in PATCH_POOLS if config.fc_norm is None else config.fc_norm
+        self.norm = nn.Identity() if after else token_norm(config)
+        self.attn_pool: nn.Module | None = None
         self._set_pool(config.global_pool)
+        self.fc_norm = token_norm(config) if after else nn.Identity()
+        self.head_drop = nn.Dropout(config.drop_rate)
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(config.num_classes)
         if not self.pos_embed.is_meta:
             self.init_weights()
 
+    @property
+    def dynamic_img_size(self) -> bool:
+        """Whether images of other sizes than the model's are taken."""
+        return self.config.dynamic_img_size
+
+    @property
+    def no_embed_class(self) -> bool:
+        """Whether the position embedding covers patches only."""
+        return self.config.no_embed_class
+
     def _set_pool(self, global_pool: str) -> None:
-        """Poolings over the patches normalise after pooling (`fc_norm`), the others before (`norm`)."""
         if global_pool not in TOKEN_POOLS:
             raise unknown_name("global_pool", global_pool, TOKEN_POOLS, where="tokens")
         self.global_pool = global_pool
-        after, dim = global_pool in ("avg", "max", "avgmax"), self.embed_dim
-        moved = getattr(self, "fc_norm", None) if isinstance(self.norm, nn.Identity) else self.norm
-        norm = moved if isinstance(moved, nn.LayerNorm) else self.place(nn.LayerNorm(dim, eps=NORM_EPS))
-        self.norm = nn.Identity() if after else norm
-        self.fc_norm: nn.Module = norm if after else nn.Identity()
         if global_pool != "map":
-            self.attn_pool: nn.Module | None = None
-        elif getattr(self, "attn_pool", None) is None:
-            self.attn_pool = self.place(AttentionPool(dim, self.config.num_heads, self.config.mlp_ratio, NORM_EPS))
+            self.attn_pool = None
+        elif self.attn_pool is None:
+            config = self.config
+            pool = AttentionPool(config.embed_dim, config.num_heads, config.mlp_ratio, POOL_NORM_EPS, config.act_layer)
+            self.attn_pool = self.place(pool)
 
     def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         tokens, prefix = self.patch_embed(x), self._prefix(x.shape[0])
         positions = self._positions(x.shape[-2], x.shape[-1])
         if self.config.no_embed_class:
-            return self.pos_drop(torch.cat((*prefix, tokens + positions), 1))
-        return self.pos_drop(torch.cat((*prefix, tokens), 1) + positions)
+            x = torch.cat((*prefix, tokens + positions), 1)
+        else:
+            x = torch.cat((*prefix, tokens), 1) + positions
+        return self.norm_pre(self.patch_drop(self.pos_drop(x)))
 
     def _prefix(self, batch: int) -> list[Tensor]:
         return [getattr(self, name).expand(batch, -1, -1) for name in self.prefix_names]
@@ -128,27 +119,90 @@ class VisionTransformer(Backbone):
         prefix = 0 if self.config.no_embed_class else self.num_prefix_tokens
         return resample_positions(self.pos_embed, grid, prefix=prefix, old_grid=self.patch_embed.grid_size)
 
-    def steps(self) -> list[Stage]:
-        return list(self.blocks)
+    def steps(self, attn_mask: Tensor | None = None, is_causal: bool = False) -> list[Stage]:
+        if attn_mask is None and not is_causal:
+            return list(self.blocks)
+        return [partial(block, attn_mask=attn_mask, is_causal=is_causal) for block in self.blocks]
+
+    def forward_features(
+        self, x: Float[Tensor, "b c h w"], attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """The (b, n, d) normalised tokens. `attn_mask`, broadcast over (b, heads, n, n): which tokens see which."""
+        return self._through(x, self.steps(attn_mask, is_causal))
+
+    def forward(self, x: Float[Tensor, "b c h w"], attn_mask: Tensor | None = None, is_causal: bool = False) -> Any:
+        """(b, c, h, w) image -> (b, k) logits."""
+        return self.forward_head(self.forward_features(x, attn_mask, is_causal))
+
+    # Callers by position know two orders, a CNN's and this.
+    def forward_intermediates(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Float[Tensor, "b c h w"],
+        indices: Indices = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """As every model's. `return_prefix_tokens` makes each entry a pair `(map, prefix tokens)`.
+
+        `output_dict` answers with `image_features`, `image_intermediates` and, where the tokens are asked for,
+        `image_intermediates_prefix`.
+        """
+        seen = self._walk(
+            x,
+            self.steps(attn_mask, is_causal),
+            indices,
+            norm=norm,
+            stop_early=stop_early,
+            output_fmt=output_fmt,
+            maps_only=intermediates_only,
+        )
+        maps = [level for level, _ in seen.maps]
+        prefixes = [prefix for _, prefix in seen.maps]
+        if output_dict:
+            named: dict[str, Any] = {"image_intermediates": maps}
+            named |= {"image_intermediates_prefix": prefixes} if return_prefix_tokens else {}
+            return named if intermediates_only else named | {"image_features": seen.features}
+        levels = list(zip(maps, prefixes, strict=True)) if return_prefix_tokens else maps
+        return levels if intermediates_only else (seen.features, levels)
+
+    def as_tokens(self, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        return state[:, self.num_prefix_tokens :], state[:, : self.num_prefix_tokens]
 
     def as_map(self, state: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        prefix, tokens = state[:, : self.num_prefix_tokens], state[:, self.num_prefix_tokens :]
+        if self.training and self.config.patch_drop_rate:
+            raise VertebraError(
+                "patch_drop_rate leaves patches out while training, so that they fill no map"
+                "; use output_fmt='NLC', or the model in evaluation mode"
+            )
+        tokens, prefix = self.as_tokens(state)
         rows, columns = self.patch_embed.dynamic_grid(*size)
         return tokens.transpose(1, 2).reshape(state.shape[0], -1, rows, columns), prefix
 
-    def normalize(self, state: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def normalize(self, state: Float[Tensor, "b n d"], *, last: bool) -> Float[Tensor, "b n d"]:
+        """It fits every block's tokens."""
         return self.norm(state)
 
     def drop_stages(self, keep: int) -> None:
         self.blocks = self.blocks[:keep]
 
-    def drop_norm(self) -> None:
-        self.norm = nn.Identity()
+    def drop_head(self) -> None:
+        self.reset_classifier(0)
+        self.fc_norm = self.place(nn.Identity())
+        self.attn_pool, self.global_pool = None, ""
 
-    def pool(self, x: Float[Tensor, "b n d"]) -> Tensor:
-        """All tokens -> the (b, d) embedding; unchanged with `global_pool=''`."""
+    def drop_norm(self) -> None:
+        self.norm = self.place(nn.Identity())
+
+    def pool(self, x: Float[Tensor, "b n d"], pool_type: str | None = None) -> Tensor:
+        """All tokens -> the (b, d) embedding, by `pool_type` or the model's `global_pool`; unchanged with `''`."""
         patches = x[:, self.num_prefix_tokens :]
-        match self.global_pool:
+        match self.global_pool if pool_type is None else pool_type:
             case "token":
                 return x[:, 0]
             case "avg":
@@ -158,13 +212,14 @@ class VisionTransformer(Backbone):
             case "avgmax":
                 return 0.5 * (patches.mean(1) + patches.amax(1))
             case "map":
-                assert self.attn_pool is not None
+                if self.attn_pool is None:
+                    raise VertebraError("this model has no attention pool; create it with global_pool='map'")
                 return self.attn_pool(patches)
             case _:
                 return x
 
     def forward_head(self, x: Float[Tensor, "b n d"], pre_logits: bool = False) -> Any:
-        x = dropout(self.fc_norm(self.pool(x)), self.drop_rate, self.training)
+        x = self.head_drop(self.fc_norm(self.pool(x)))
         return x if pre_logits else self.head(x)
 
     def get_intermediate_layers(
@@ -174,6 +229,7 @@ class VisionTransformer(Backbone):
         reshape: bool = False,
         return_prefix_tokens: bool = False,
         norm: bool = False,
+        attn_mask: Tensor | None = None,
     ) -> list[Any]:
         """The last `n` blocks' patch tokens, or those of the blocks `n`: (b, n, d), or (b, d, h, w) with `reshape`;
         pairs with the prefix tokens where these are asked for. `forward_intermediates`, as DINO's code calls it.
@@ -185,19 +241,24 @@ class VisionTransformer(Backbone):
             norm=norm,
             output_fmt="NCHW" if reshape else "NLC",
             intermediates_only=True,
+            attn_mask=attn_mask,
         )
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
+        if global_pool is not None and global_pool != self.global_pool:
+            # The norm stays where it is, and another model of this config has it there.
+            after = not isinstance(self.fc_norm, nn.Identity)
             self._set_pool(global_pool)
+            self.config = replace(self.config, fc_norm=None if after == (global_pool in PATCH_POOLS) else after)
         self.declare_head(num_classes, self.global_pool)
-        self.head = self._new_head()
+        self.head = self._new_head("head")
 
-    def _new_head(self) -> nn.Module:
-        return self.place(nn.Linear(self.embed_dim, self.num_classes)) if self.num_classes > 0 else nn.Identity()
+    def _new_head(self, name: str) -> nn.Module:
+        layer = nn.Linear(self.embed_dim, self.num_classes) if self.num_classes > 0 else nn.Identity()
+        return self.place(layer, name)
 
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
         """Take images of this size, (height, width) in pixels, from now on: the position embedding is resampled."""
@@ -227,10 +288,6 @@ class VisionTransformer(Backbone):
         if module is self:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
             for token in self.prefix_names:
-                nn.init.normal_(self.get_parameter(token), std=1e-6 if token == "cls_token" else 0.02)
-        elif isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]  # torch declares it Parameter
-                nn.init.zeros_(module.bias)
+                nn.init.normal_(self.get_parameter(token), std=0.02 if token in self.taught else 1e-6)
         else:
-            reset_if_able(module)
+            WEIGHT_INITS[self.config.weight_init](module, name)

@@ -21,7 +21,8 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 def trace(model: nn.Module) -> fx.GraphModule | None:
     """The graph of a model's answer in evaluation, by reference to its layers; None for one that cannot be traced."""
-    if not _is_ours(model) or len(inspect.signature(model.forward).parameters) != 1:
+    _, *others = inspect.signature(model.forward).parameters.values()
+    if not _is_ours(model) or any(other.default is inspect.Parameter.empty for other in others):
         return None
     if any(module.training or module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return None
@@ -30,12 +31,21 @@ def trace(model: nn.Module) -> fx.GraphModule | None:
             graph = _Tracer().trace(model)
     except (TraceError, TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError):
         return None  # its code asks for a tensor's values or for its type
+    _fill_in(graph, {other.name: other.default for other in others})
     traced = fx.GraphModule(model, graph)
     for node in list(graph.nodes):
         if node.op == "call_module" and type(traced.get_submodule(node.target)) in (nn.Identity, nn.Dropout):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     return traced
+
+
+def _fill_in(graph: fx.Graph, defaults: dict[str, Any]) -> None:
+    """What nobody gives (an attention mask) is what it is by default."""
+    for node in [n for n in graph.nodes if n.op == "placeholder" and n.target in defaults]:
+        for user in list(node.users):
+            user.replace_input_with(node, defaults[node.target])
+        graph.erase_node(node)
 
 
 def own_weights(traced: fx.GraphModule) -> fx.GraphModule:
