@@ -141,14 +141,14 @@ def test_torchvision_extracts_features(arch: str, unchecked_shapes: None) -> Non
 
 @pytest.mark.parametrize("arch", [arch for arch in CNNS if keeps(arch, "channels_last")])
 def test_channels_last_stays(arch: str) -> None:
-    """No stage answers in another format than it was given; a contiguous image gets contiguous maps."""
+    """No stage answers in another format than the model and its image have."""
     model = small_model(arch, num_classes=5, device="meta").to_empty(device="cpu").eval()
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.zero_()  # formats do not depend on values, and `meta` chooses other formats than a processor does
-        model.to(memory_format=torch.channels_last)
         x = torch.randn(2, 3, 64, 64)
         for fmt in (torch.channels_last, torch.contiguous_format):
+            model.to(memory_format=fmt)
             for level in model.forward_intermediates(x.contiguous(memory_format=fmt), intermediates_only=True):
                 assert level.is_contiguous(memory_format=fmt) or 1 in level.shape[-2:]
 
