@@ -1,6 +1,9 @@
 """A run's folder, a weights file and an exported file are models for every command, by their own records."""
 
+import importlib
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from typer.testing import CliRunner, Result
 import vertebra
 from tests.zoo import random_state
 from vertebra.cli import app
+from vertebra.cli.terminal import Terminal
 from vertebra.export import Artefact, export_model
 from vertebra.hub.factory import describe
 from vertebra.models.backbone import Backbone
@@ -112,6 +116,24 @@ def test_a_files_own_record_counts_and_a_line_says_so(folder: Path, model: Backb
     assert loaded.pretrained_cfg["input_size"] == (3, 64, 64)
     quiet = run("classify", photo, "--model", folder, "--weights", weights, "--json")
     assert quiet.stderr == ""
+
+
+def test_an_image_is_no_model_and_a_wrong_ending_is_a_wrong_option(photo: Path, folder: Path, tmp_path: Path) -> None:
+    done = run("classify", photo, "--model", photo)
+    assert done.exit_code == 1
+    assert "red.png is an image, by its name, and no model; give a model's name" in done.stderr
+    assert run("info", photo).exit_code == 1
+    assert run("convert", folder, "--out", tmp_path / "a.pth").exit_code == 2
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_line_a_model_on_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    module = importlib.import_module("vertebra.cli.models")  # the package has the command by that name
+    monkeypatch.setattr(module, "console", lambda: Terminal(file=out, width=width, force_terminal=True, no_color=True))
+    assert run("models", "deit_").exit_code == 0
+    told = re.sub("\x1b[^m]*m", "", out.getvalue()).splitlines()
+    assert [line.split()[0] for line in told] == ["model", *vertebra.list_models("*deit_*")]
 
 
 def test_another_architectures_weights_are_named(tmp_path: Path) -> None:

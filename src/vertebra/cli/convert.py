@@ -29,6 +29,8 @@ def convert(
 
     `vertebra convert runs/mine/model.safetensors --out mine.safetensors --half`
     """
+    if out.suffix != ".safetensors":
+        raise typer.BadParameter(f"{out}: must end in .safetensors", param_hint="'--out'")
     from vertebra.hub.convert import convert as run
 
     done = run(checkpoint, model, out, half=half, force=force)

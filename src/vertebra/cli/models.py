@@ -8,6 +8,9 @@ import typer
 
 from vertebra.cli.text import complain, console, print_json, put
 
+WIDE = 78
+"""Columns from which a name, all its figures and its licence stand in one line."""
+
 
 class Sort(StrEnum):
     """What to order by: costs from small to large, accuracy from high to low."""
@@ -133,18 +136,15 @@ def _print_table(rows: list[Row]) -> None:
     out = console()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("model", overflow="fold")
-    for title in ("params", "GMACs", "pixels", "top-1"):
+    wide = out.width >= WIDE
+    for title in ("params", "GMACs", "top-1", *(("pixels",) if wide else ())):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("licence", no_wrap=True)
+    if wide:
+        table.add_column("licence", no_wrap=True)
     for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.params / 1e6:.1f}M",
-            _figure(row.gmacs),
-            str(row.input_size or "-"),
-            _figure(row.top1),
-            row.license or "-",
-        )
+        figures = (f"{row.params / 1e6:.1f}M", _figure(row.gmacs), _figure(row.top1))
+        more = (str(row.input_size or "-"), row.license or "-")
+        table.add_row(row.name, *figures, *(more if wide else ()))
     put(out, table)
 
 

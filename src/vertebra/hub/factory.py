@@ -23,6 +23,7 @@ from vertebra.models.features import feature_maker
 from vertebra.models.vit import VitConfig
 from vertebra.spec import (
     EXPORTED_SUFFIXES,
+    PHOTO,
     Family,
     ModelConfig,
     State,
@@ -267,7 +268,7 @@ def load_model(
         folder = path.is_dir() and not is_name(source)
         found = resolve(f"{FOLDER_SCHEME}{path}" if folder else str(source), cache_dir=cache_dir)
         return _from_file(found, Path(weights).expanduser(), options)
-    if path.is_file():
+    if path.is_file() and not PHOTO.search(path.name):
         return _from_file(None, path, options)
     found = find(source, cache_dir=cache_dir)
     if found.cfg.source == "local-dir":

@@ -11,6 +11,7 @@ from vertebra.hub.fetch import folder_weights, hub_file
 from vertebra.hub.pretrained import PretrainedCfg, from_row, overlay, own_record
 from vertebra.hub.registry import REGISTRY
 from vertebra.spec import (
+    PHOTO,
     WEIGHT_SUFFIXES,
     MissingFileError,
     UnknownNameError,
@@ -63,6 +64,8 @@ def find(source: str | Path, *, cache_dir: Path | str | None = None) -> Resolved
     one), or a weights file. A registered name is one, whatever folder lies here; write ./NAME for that.
     """
     path = Path(source).expanduser()
+    if PHOTO.search(path.name) and path.is_file():
+        raise WeightsError(f"{path} is an image, by its name, and no model; give a model's name, file or folder")
     if path.is_dir() and not is_name(source):
         return from_folder(path)
     if path.is_file():
