@@ -36,7 +36,7 @@ _LEAST = {"num_classes": 0, "in_chans": 1}
 def _check_value(option: str, value: Any) -> None:
     """Raise for what would build a model, of no use, or fail where nobody sees why."""
     least = _LEAST.get(option)
-    if least is not None and not (isinstance(value, Integral) and value >= least):
+    if least is not None and not (isinstance(value, Integral) and cast("int", value) >= least):
         raise VertebraError(f"{option}={value!r}: give a whole number, {least} or more")
-    if option.endswith("_rate") and not (isinstance(value, Real) and 0 <= value <= 1):
+    if option.endswith("_rate") and not (isinstance(value, Real) and 0 <= cast("float", value) <= 1):
         raise VertebraError(f"{option}={value!r}: a rate is a number between 0 and 1")
