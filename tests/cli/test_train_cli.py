@@ -240,9 +240,69 @@ def test_wrong_names_end_it_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_no_architecture_but_says_how_to_train_on_from_it(trained: tuple[Path, Result], photos: Path) -> None:
-    told = one_line(run("train", photos, "--model", trained[0]))
-    assert f"--model deit_tiny_patch16_224 --weights {trained[0] / 'model.safetensors'}" in told
+@pytest.mark.parametrize("recipe", [(), ("--recipe", "small")])
+def test_a_run_is_a_model_to_train_on_from(
+    trained: tuple[Path, Result], photos: Path, tmp_path: Path, recipe: tuple[str, ...]
+) -> None:
+    """With its size, options and classes, whatever the recipe's own are."""
+    few = ("--epochs", "1", "--batch-size", "8", "--workers", "0", "--device", "cpu", "--lr", "1e-9", "--seed", "3")
+    done = run("train", photos, "--model", trained[0], "--out", tmp_path / "on", *recipe, *few, "--set", "trackers=[]")
+    assert done.exit_code == 0, done.output
+    assert f"start      {trained[0] / 'model.safetensors'}, all of it" in done.stdout
+    assert "input 3 x 32 x 32" in done.stdout
+    old, new = (json.loads((out / "config.json").read_text()) for out in (trained[0], tmp_path / "on"))
+    for key in ("input_size", "crop_pct", "label_names"):
+        assert new["pretrained_cfg"][key] == old["pretrained_cfg"][key]
+    head = [load_model(out).state_dict()["head.weight"] for out in (trained[0], tmp_path / "on")]
+    torch.testing.assert_close(head[1], head[0], rtol=1e-3, atol=1e-4)
+    refused = run("train", photos, "--model", trained[0], "--from-scratch")
+    assert refused.exit_code == 2
+    assert "has its own weights; leave --weights and --from-scratch out" in one_line(refused)
+
+
+def test_more_epochs_are_another_run_that_goes_on(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start = ("train", photos, "--model", "deit_tiny_patch16_224", "--from-scratch", "--out", out)
+    assert run(*start, *settings()).exit_code == 0
+    more = run("train", "--resume", out, "--set", "epochs=4")
+    assert more.exit_code == 0, more.output
+    assert "resumed    epoch 3, step 0 of 3\nnote       another run: 2 epochs were asked for" in more.stdout
+    assert "now 4; the schedule is laid out anew" in more.stdout
+    assert len((out / "metrics.csv").read_text().splitlines()) == 1 + 4
+    assert "of 2 epochs after epoch 2" in (out / "config.yaml").read_text()
+    again = run("train", "--resume", out)  # its own record has the new number
+    assert "after the last of 4 epochs" in again.stdout
+    assert "another run" not in again.stdout
+    fewer = run("train", "--resume", out, "--epochs", "3")
+    assert "epochs=3: the run is in epoch 4" in one_line(fewer)
+    assert fewer.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--epochs", "0"),
+        ("--lr", "-1"),
+        ("--batch-size", "0"),
+        ("--img-size", "0"),
+        ("--workers", "-1"),
+        ("--seed", "-1"),
+        ("--device", "gpu"),
+        ("--set", "optim.lr=fast"),
+        ("--set", "epochs"),
+        ("--recipe", "none"),
+        ("--weights", "none.safetensors"),
+        ("--config", "none.yaml"),
+        ("--resume", "none"),
+        ("--epochs", "3", "--set", "epochs=3"),
+    ],
+)
+def test_a_wrong_value_is_wrong_usage(given: tuple[str, ...], photos: Path, tmp_path: Path) -> None:
+    out = () if "--resume" in given else ("--out", tmp_path / "x")
+    result = run("train", photos, "--model", "dla46_c", *given, *out)
+    assert result.exit_code == 2, result.output
+    assert one_line(result)
+    assert not result.stdout
 
 
 def test_a_folder_called_as_an_architecture_hides_it_from_no_command(

@@ -1,6 +1,6 @@
 """`vertebra train`: a model from photos in class folders."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,12 @@ def train(
         typer.Argument(metavar="DATA", help="Class folders, .zip, .tar, .csv, .tsv, .parquet or hf:NAME."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The architecture.", show_default="the recipe's")
+        str | None,
+        typer.Option(
+            metavar="NAME|RUN",
+            help="The architecture; or a run's folder or weights file to train on from, as it is.",
+            show_default="the recipe's",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -40,6 +45,13 @@ def train(
     label_column: LabelColumn = None,
     split_column: SplitColumn = None,
     label_separator: LabelSeparator = None,
+    epochs: Annotated[int | None, typer.Option(help="--set epochs=N")] = None,
+    lr: Annotated[float | None, typer.Option(help="--set optim.lr=RATE")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="--set data.batch_size=N: images a step.")] = None,
+    img_size: Annotated[int | None, typer.Option(help="--set data.image_size=N: pixels a side.")] = None,
+    workers: Annotated[int | None, typer.Option(help="--set data.workers=N: processes that read.")] = None,
+    seed: Annotated[int | None, typer.Option(help="--set seed=N")] = None,
+    device: Annotated[str | None, typer.Option(help="--set device=auto|cpu|cuda|mps")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as optim.lr=1e-4.")
     ] = None,
@@ -71,7 +83,7 @@ def train(
     from vertebra.data.tables import Columns
     from vertebra.engine.outdir import watched
     from vertebra.engine.rules import check
-    from vertebra.engine.settings import as_dict, config_hash, with_settings
+    from vertebra.engine.settings import with_settings
     from vertebra.engine.train import InterruptedRunError
     from vertebra.engine.train import train as run
 
@@ -82,13 +94,14 @@ def train(
     if any(setting.partition("=")[0].strip() == "recipe" for setting in settings or []):
         raise typer.BadParameter("--set recipe=NAME would change no more than the name; give --recipe NAME")
     table = columns_as_settings(Columns(path_column, tuple(label_column or ()), split_column, label_separator))
-    chosen = with_settings(_chosen(chosen, data, model, pretrained, weights, config), [*table, *(settings or [])])
+    habits = _habits([epochs, lr, batch_size, img_size, workers, seed, device], settings or [])
+    if resume is None and weights is not None and not weights.is_file():
+        raise typer.BadParameter(f"no checkpoint at {weights}", param_hint="'--weights'")
+    chosen = _chosen(chosen, data, model, pretrained, weights, config, goes_on=goes_on is not None)
+    chosen = with_settings(chosen, [*table, *habits, *(settings or [])])
     check(chosen)
     folder = goes_on or out or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
     tell = console() if first_process() else None
-    if tell is not None:
-        tell.print(f"run        {config_hash(chosen)} in {shown(folder)}", soft_wrap=True)
-        tell.print(f"settings   {_brief(as_dict(chosen))}", soft_wrap=True)
     try:
         done = run(chosen, folder, resume=resume is not None, console=tell)
     except WeightsUnavailableError as error:
@@ -126,26 +139,27 @@ def _chosen(
     pretrained: bool | None,
     weights: Path | None,
     config: Path | None,
+    *,
+    goes_on: bool,
 ) -> "RunConfig":
     """The recipe (or a run's own settings), a file's settings over it, and the options over both."""
-    from vertebra.engine.outdir import MODEL, RECORD
     from vertebra.engine.settings import with_file
-    from vertebra.hub.listing import is_model
+    from vertebra.hub.resolve import is_name
 
+    start: dict[str, Any] = {} if model is None else {"name": model}
+    if model is not None and not is_name(model) and Path(model).expanduser().exists():
+        if weights is not None or pretrained is False:
+            raise typer.BadParameter(f"{model} has its own weights; leave --weights and --from-scratch out")
+        start = _from_model(model, chosen)
+        if not goes_on:  # its own sizes count, where nobody but the recipe says others
+            own: dict[str, Any] = dict.fromkeys(("image_size", "start_size", "eval_size", "crop_pct", "crop_mode"))
+            chosen = replace(chosen, data=replace(chosen.data, **own))
     if config is not None:
         chosen = with_file(chosen, config)
     if data is not None:
         chosen = replace(chosen, data=replace(chosen.data, source=data))
     if weights is not None and pretrained is False:
         raise typer.BadParameter(f"--from-scratch, and --weights {weights} to start from; give one of both")
-    if model is not None and not is_model(model) and (Path(model) / RECORD).is_file():
-        name = json.loads((Path(model) / RECORD).read_bytes()).get("architecture", "NAME")
-        raise typer.BadParameter(
-            f"{model} is a folder; to train on from the model in it: --model {name} --weights "
-            f"{quoted(Path(model) / MODEL)}",
-            param_hint="'--model'",
-        )
-    start: dict[str, Any] = {} if model is None else {"name": model}
     if pretrained is False:
         start["weights"] = None
     if weights is not None:
@@ -164,7 +178,10 @@ def _saved(folder: Path, recipe: str | None, out: Path | None) -> "RunConfig":
     from vertebra.engine.settings import with_file
 
     if not (folder / CONFIG).is_file():
-        raise VertebraError(f"{folder} holds no run to go on with (no {CONFIG}); give DATA and --out to start one")
+        raise typer.BadParameter(
+            f"{folder} holds no run to go on with (no {CONFIG}); give DATA and --out to start one",
+            param_hint="'--resume'",
+        )
     if out is not None and out.resolve() != folder.resolve():
         raise typer.BadParameter(
             f"--resume {folder} goes on in that folder; leave --out {out} out, or start anew with it"
@@ -173,22 +190,39 @@ def _saved(folder: Path, recipe: str | None, out: Path | None) -> "RunConfig":
     return config if recipe is None else replace(config, recipe=recipe)
 
 
-def _brief(values: dict[str, Any]) -> str:
-    """What differs from the defaults, as `--set` takes it."""
-    from vertebra.engine.config import RunConfig
+def _from_model(model: str, chosen: "RunConfig") -> dict[str, Any]:
+    """Settings of a model that starts from a run's folder or a weights file, as that is made."""
+    from vertebra.hub.resolve import find
 
-    def walk(own: dict[str, Any], default: dict[str, Any], where: str) -> list[str]:
-        out: list[str] = []
-        for key, value in own.items():
-            if isinstance(value, dict) and key != "options":
-                out += walk(value, default[key], f"{where}{key}.")
-            elif value != default[key]:
-                out.append(f"{where}{key}={value}")
-        return out
+    found = find(model)
+    # How it was trained is the recipe's affair, and what it answers the data's.
+    apart = ("drop_rate", "drop_path_rate", "num_classes")
+    own = {key: list(value) if isinstance(value, tuple) else value for key, value in found.options.items()}
+    options = {**{key: value for key, value in own.items() if key not in apart}, **chosen.model.options}
+    return {"name": found.arch, "weights": str(found.cfg.file), "pretrained": False, "options": options}
 
-    from vertebra.engine.settings import as_dict
 
-    return " ".join(walk(values, as_dict(RunConfig()), ""))
+_HABITS = {
+    "--epochs": "epochs",
+    "--lr": "optim.lr",
+    "--batch-size": "data.batch_size",
+    "--img-size": "data.image_size",
+    "--workers": "data.workers",
+    "--seed": "seed",
+    "--device": "device",
+}
+"""Options that people know -> the settings that they are."""
+
+
+def _habits(given: Sequence[int | float | str | None], settings: Sequence[str]) -> list[str]:
+    """As settings. Raises where --set gives one of them, too."""
+    named = {setting.partition("=")[0].strip() for setting in settings}
+    found: list[str] = []
+    for (option, key), value in zip(_HABITS.items(), given, strict=True):
+        if value is not None and key in named:
+            raise typer.BadParameter(f"{option} {value} is --set {key}={value}, which is given, too; give one of both")
+        found += [] if value is None else [f"{key}={value}"]
+    return found
 
 
 def _check_installed() -> None:

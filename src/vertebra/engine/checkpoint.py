@@ -135,11 +135,18 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def check_same(state: Mapping[str, Any], config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Raise, naming the differences, where a checkpoint is of another config or other data than the run at hand."""
-    changed = differences(state["config"], config)
+    """Raise, naming the differences, where a checkpoint is of another config or other data than the run at hand. More
+    epochs it may have, or fewer than it was to have: it goes on as another run.
+    """
+    changed = differences({**state["config"], "epochs": config["epochs"]}, config)
     if changed:
         raise CheckpointError(
             f"cannot resume under another config ({'; '.join(changed[:5])}); undo that, or start another --out"
+        )
+    done = state["state"]["epoch"] + bool(state["state"]["step"])
+    if config["epochs"] < done and config["epochs"] != state["config"]["epochs"]:
+        raise CheckpointError(
+            f"epochs={config['epochs']}: the run is in epoch {done}; give as many, or start another --out"
         )
     old, new = state["data"], data
     found: list[str] = []

@@ -75,6 +75,7 @@ def make_model(
     reset = starts and model.pretrained_cfg.get("label_names") not in (None, tuple(classes))
     if reset:  # as many classes, but others
         model.reset_classifier(len(classes))
+        model.load_report.reinitialised.append("its classifier")
     if not starts or reset or model.load_report.reinitialised:
         _quiet(model)
     model.set_grad_checkpointing(chosen.grad_checkpointing)

@@ -96,9 +96,18 @@ def _look(out: Path, resume: bool) -> None:
         files.sweep(folder)
 
 
-def start(config: RunConfig, dataset: Dataset, classes: Sequence[str], out: Path) -> None:
-    """Config and split, as the run begins."""
-    _text(out / CONFIG, f"# run {config_hash(config)}\n{as_yaml(config)}")
+def start(
+    config: RunConfig,
+    dataset: Dataset,
+    classes: Sequence[str],
+    out: Path,
+    went_on: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Config and split, as the run begins, or goes on with another number of epochs."""
+    before = "".join(
+        f"# went on from run {r['run']} of {r['epochs']} epochs after epoch {r['after']}\n" for r in went_on
+    )
+    _text(out / CONFIG, f"# run {config_hash(config)}\n{before}{as_yaml(config)}")
     _text(out / SPLIT, split_table(dataset))
     _text(out / LABELS, "".join(f"{name}\n" for name in classes))
 

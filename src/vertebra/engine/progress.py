@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping
 
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from vertebra.spec import printable
 
+INDENT = 11
+"""Of what a line says, after its first word."""
+BESIDE_THE_BAR = 60
+"""Columns that a bar's figures take."""
 _EVERY = 0.5
 """Seconds between two looks at the loss, which waits for a GPU."""
 
@@ -27,9 +32,21 @@ class Progress:
         self.began = self.shown = time.monotonic()
 
     def say(self, line: str) -> None:
-        """One line, above the bar."""
-        if self.console is not None:
-            self.console.print(printable(line), soft_wrap=True)
+        """One line, above the bar; on a terminal, what is too long goes on below its own beginning."""
+        if self.console is None:
+            return
+        shown = printable(line)
+        if self.console.is_terminal and len(shown) > self.console.width:
+            shown = textwrap.fill(
+                shown,
+                self.console.width,
+                subsequent_indent=" " * INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+                drop_whitespace=True,
+            )
+        for part in shown.split("\n"):
+            self.console.print(part, soft_wrap=True)
 
     def start(self, epoch: int, epochs: int, steps: int, done: int) -> None:
         """An epoch begins, or goes on."""
@@ -39,7 +56,7 @@ class Progress:
             return
         columns = (
             TextColumn(f"epoch {epoch + 1}/{epochs}"),
-            BarColumn(),
+            BarColumn(bar_width=max(4, min(40, self.console.width - BESIDE_THE_BAR))),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[now]}"),
@@ -62,11 +79,19 @@ class Progress:
     def epoch(self, row: Mapping[str, float], watched: tuple[str, float], *, best: bool) -> None:
         """The line that an epoch leaves. `watched`: the figure by which epochs are compared."""
         self.close()
-        self.say(
+        line = (
             f"epoch {row['epoch']:<4.0f} loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
-            f"{watched[0]} {watched[1]:.2%}{' (best)' if best else ''}  F1 {row['val_macro_f1']:.3f}  "
-            f"lr {row['lr']:.2e}  {row['images_per_s']:.0f} img/s"
+            f"{watched[0]} {watched[1]:.2%}{' (best)' if best else ''}"
         )
+        more = (
+            f"  F1 {row['val_macro_f1']:.3f}",
+            f"  lr {row['lr']:.2e}",
+            f"  {row['images_per_s']:.0f} img/s",
+        )
+        for figure in more:  # a narrow terminal has room for the first ones; metrics.csv has all
+            if self.console is None or not self.console.is_terminal or len(line + figure) <= self.console.width:
+                line += figure
+        self.say(line)
 
     def close(self) -> None:
         """Take the bar away."""

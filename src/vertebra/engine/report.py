@@ -1,6 +1,6 @@
 """`report.html` of a run: what it learned, where it errs, and what it was shown.
 
-Written whenever an epoch is the best so far, and when the run ends. It draws no number that the run would have drawn,
+Written after every epoch, and when the run ends. It draws no number that the run would have drawn,
 and a report that cannot be written costs one line, never the run.
 """
 
@@ -60,6 +60,7 @@ class Reporter:
 
     def __init__(self, run: Run, out: Path, progress: Progress) -> None:
         self.run, self.out, self.progress = run, out, progress
+        self._of, self._mistakes = 0, list[Photo]()
 
     def write(self, state: State, status: str) -> None:
         """As things stand. Leaves every default generator as it finds it, and raises nothing."""
@@ -79,6 +80,8 @@ class Reporter:
         best = outdir.best(state.metrics)
         validation = self.out / outdir.VALIDATION
         record = parse_object(validation.read_bytes(), str(validation)) if best else {}
+        if best != self._of:  # they are read from files; the rest is quickly written after every epoch
+            self._of, self._mistakes = best, _pictured(record.get("mistakes", []), run.val.part)
         epochs = f"epoch {len(state.metrics)} of {run.config.epochs}"
         return Page(
             title=f"{run.config.model.name} on {Path(run.config.data.source).name or run.config.data.source}",
@@ -87,7 +90,7 @@ class Reporter:
             rows=state.metrics,
             best=best,
             record=record,
-            mistakes=_pictured(record.get("mistakes", []), run.val.part),
+            mistakes=self._mistakes,
             samples=self._samples,
             settings=as_yaml(run.config),
         )

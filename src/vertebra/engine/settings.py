@@ -182,6 +182,18 @@ def as_yaml(config: RunConfig) -> str:
     return _yaml().safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
 
 
+def settings_lines(config: RunConfig) -> list[str]:
+    """What differs from the defaults, as `--set` takes it; a line a group."""
+    values, defaults = as_dict(config), as_dict(RunConfig())
+    lines = {"": [f"{key}={own}" for key, own in values.items() if not isinstance(own, dict) and own != defaults[key]]}
+    for group, own in values.items():
+        if isinstance(own, dict):
+            changed = [(key, value) for key, value in own.items() if value != defaults[group][key]]
+            lines[group] = [f"{group}.{key}={value}" for key, value in changed]
+    whole = [" ".join(line) for line in lines.values() if line]
+    return [f"{'settings' if number == 0 else '':11}{line}" for number, line in enumerate(whole)]
+
+
 def config_hash(config: RunConfig) -> str:
     """16 digits, the same for the same run wherever its folder lies."""
     return hashlib.sha256(json.dumps(as_dict(config), sort_keys=True).encode()).hexdigest()[:16]

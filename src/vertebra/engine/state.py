@@ -54,6 +54,9 @@ class State:
     """Validation images."""
     left_out: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """(epoch, step) of updates that gave no number, and are left out since."""
+    went_on: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Where the run was given another number of epochs, and with that another schedule: which run it was, of how many
+    epochs, and after which one."""
     metrics: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     """One row an epoch, as in metrics.csv."""
 
@@ -106,7 +109,11 @@ def restore(run: Run, saved: Mapping[str, Any]) -> State:
     if run.accelerator.scaler is not None and saved["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(saved["scaler"])
     checkpoint.set_random_state(saved["random"])
-    return State(**saved["state"])
+    state = State(**saved["state"])
+    was = saved["config"]["epochs"]
+    if was != run.config.epochs:
+        state.went_on = [*state.went_on, {"run": saved["config_hash"], "epochs": was, "after": state.epoch}]
+    return state
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vertebra.engine import checkpoint, outdir, sharding, together
+from vertebra.engine import checkpoint, outdir, sharding, together, watch
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
 from vertebra.engine.learner import frozen_depth
@@ -29,7 +29,7 @@ from vertebra.engine.multilabel import MultiEvaluation, evaluate_rows
 from vertebra.engine.progress import Progress
 from vertebra.engine.report import Reporter, mistakes_in
 from vertebra.engine.rules import check
-from vertebra.engine.settings import as_dict
+from vertebra.engine.settings import as_dict, config_hash, settings_lines
 from vertebra.engine.setup import Run, build, make_accelerator
 from vertebra.engine.state import InterruptedRunError, State, listening, restore, save, saving_when_stuck, weights
 from vertebra.engine.together import (
@@ -85,11 +85,13 @@ def _train(
     saved = together.saved(accelerator, out, resume=resume)
     run = build(config, out, console, accelerator=accelerator, saved=saved)
     progress = Progress(console if run.accelerator.is_main_process else None)
-    for line in describe(run):
-        progress.say(line)
     try:
+        if saved is not None:
+            checkpoint.check_same(saved, as_dict(config), run.fingerprint)
         if claim is not None:
             claim.take()
+        for line in (f"run        {config_hash(config)} in {out}", *settings_lines(config), *describe(run)):
+            progress.say(line)
         state = _start(run, out, saved, progress)
         with _tracked(run, out), listening() as pressed, saving_when_stuck(run, state, out):
             stopped = _epochs(run, state, out, progress, pressed)
@@ -116,10 +118,21 @@ def _tracked(run: Run, out: Path) -> Generator[None]:
 def _start(run: Run, out: Path, saved: Mapping[str, Any] | None, progress: Progress) -> State:
     """From the newest checkpoint, or from the beginning, which is a checkpoint, too."""
     if saved is not None:
+        known = len(saved["state"].get("went_on", ()))
         state = restore(run, saved)
         progress.say(_resumed(run, state, saved["processes"]))
+        for one in state.went_on[known:]:
+            progress.say(
+                f"note       another run: {one['epochs']} epochs were asked for (run {one['run']}), now "
+                f"{run.config.epochs}; the schedule is laid out anew, so that this is not what one run of "
+                f"{run.config.epochs} would have been"
+            )
+            if run.accelerator.is_main_process:
+                outdir.start(run.config, run.dataset, run.classes, out, state.went_on)
     else:
         state = State()
+        for line in watch.before(run):
+            progress.say(f"warning    {line}")
         if run.accelerator.is_main_process:
             outdir.start(run.config, run.dataset, run.classes, out)
         save(run, state, out)
@@ -129,22 +142,28 @@ def _start(run: Run, out: Path, saved: Mapping[str, Any] | None, progress: Progr
 
 def _epochs(run: Run, state: State, out: Path, progress: Progress, pressed: list[int]) -> bool:
     """True where the run ended early because nothing got better."""
-    report = Reporter(run, out, progress)
+    report, guard = Reporter(run, out, progress), watch.Watch(run)
     while state.epoch < run.config.epochs:
         if _out_of_patience(run.config, state):
             report.write(state, "Ended early, as nothing got better")
             return True
         freeze(run.model, frozen_depth(run.config, run.model, state.epoch))
         try:
-            _train_epoch(run, state, out, progress, pressed)
+            _train_epoch(run, state, out, progress, pressed, guard)
         except NotFiniteError as error:
-            _roll_back(run, state, out, error, progress)
+            try:
+                _roll_back(run, state, out, error, progress)
+            except NotFiniteError:
+                report.write(state, "Stopped, as numbers were not finite")
+                raise
             continue
         except InterruptedRunError:
             report.write(state, "Interrupted")
             raise
         _finish_epoch(run, state, out, progress)
-        if outdir.best(state.metrics) == state.epoch < run.config.epochs:
+        for line in guard.epoch(state):
+            progress.say(f"warning    {line}")
+        if state.epoch < run.config.epochs:
             report.write(state, "Running")
     report.write(state, "Finished")
     return False
@@ -155,7 +174,7 @@ def _out_of_patience(config: RunConfig, state: State) -> bool:
     return config.stop.patience is not None and len(state.metrics) - best > config.stop.patience
 
 
-def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed: list[int]) -> None:
+def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed: list[int], guard: watch.Watch) -> None:
     """The rest of the epoch, update by update."""
     every = run.config.optim.accumulate
     run.model.train()
@@ -179,6 +198,8 @@ def _train_epoch(run: Run, state: State, out: Path, progress: Progress, pressed:
         due = time.monotonic() - saved >= run.config.save_every and not ends
         stop, due = agree(run, state.epoch, unseen, bool(pressed), due)
         unseen.clear()
+        for line in guard.losses(state, watch.looked(totals), state.step // every):
+            progress.say(f"warning    {line}")
         if stop or due or ends:
             check_weights(run, state.epoch, state.step - every)
         if stop or due:
@@ -231,6 +252,7 @@ def _finish_epoch(run: Run, state: State, out: Path, progress: Progress) -> None
         content = weights(run, run.model if run.ema is None else run.ema.module)
         if main:
             training = {"config": as_dict(run.config), "data": run.fingerprint["parts"], "epoch": row}
+            training |= {"went_on": state.went_on} if state.went_on else {}
             outdir.write_model(content, run.model, _as_record(run, result), run.classes, out, training)
     save(run, state, out)
     progress.epoch(row, outdir.watched(row), best=best)
@@ -304,10 +326,14 @@ def describe(run: Run) -> list[str]:
     some = "" if learning == all_ else f" ({learning / 1e6:.2f} M learn)"
     numbers = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)
     several = ", any number an image" if run.dataset.multi_label else ""
+    started = run.model.load_report
+    start = f"start      {run.config.model.weights}, " + ("a new classifier" if started.reinitialised else "all of it")
     return [
         f"data       {parts} images, {len(run.classes)} classes{several}: {', '.join(run.classes[:5])}"
         + (" ..." if len(run.classes) > 5 else ""),
         *([f"note       {run.dataset.note}"] if run.dataset.note else []),
         f"model      {run.config.model.name}, {all_ / 1e6:.2f} M parameters{some}, input {run.input}, {numbers}",
+        *([start] if run.config.model.weights and run.model.filled else []),
+        *([f"note       {started.taken}"] if started.taken else []),
         f"steps      {run.config.epochs} epochs of {run.updates} updates, {run.train.order.batch_size} images",
     ]
