@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vertebra.data.boundary import open_regular
 from vertebra.data.formats import FILE_FAULTS, PNG, misread, open_image, without_large_text
+from vertebra.data.padding import coarse, mend_image
 from vertebra.spec.errors import VertebraError
 
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -204,9 +205,10 @@ def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | N
                 raise DecodeError(f"{name}: is {kind}, which is not read here; save them pixel by pixel")
             _check_size(image, name, max_pixels)
             width, height = image.size
-            # JPEGs only; other formats have nothing to leave out.
-            drafted = None if at_least is None else image.draft(None, (at_least, at_least))
+            drafted = None if at_least is None else _draft(image, at_least)
             image.load()
+            if drafted is not None:
+                mend_image(image, height, width, round(width / drafted[1][2]))
             _check_size(image, name, max_pixels)  # an icon's header may lie about the picture inside
             if drafted is None:
                 width, height = image.size
@@ -224,6 +226,13 @@ def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | N
         return _read(io.BytesIO(lighter), name, max_pixels, at_least)
     rgb.info.clear()  # else a caller that applies the EXIF orientation would turn the image a second time
     return replace(reduced, image=rgb)
+
+
+def _draft(image: Image.Image, at_least: int) -> tuple[str, tuple[int, int, float, float]] | None:
+    """Have a JPEG decoded smaller, and say what becomes of it; other formats have nothing to leave out."""
+    layers: list[tuple[int, int, int, int]] = getattr(image, "layer", [])
+    shorter = 2 * at_least if coarse((across, down) for _, across, down, _ in layers) else at_least
+    return image.draft(None, (shorter, shorter))
 
 
 def _unreadable(name: str, error: BaseException) -> DecodeError:

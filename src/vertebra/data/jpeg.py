@@ -23,6 +23,7 @@ from PIL import ExifTags, Image
 
 from vertebra.data.boundary import open_regular, read_regular
 from vertebra.data.decode import FILE_FAULTS, pillow_silenced
+from vertebra.data.padding import coarse, mend_pixels
 
 _START = b"\xff\xd8"
 _PROGRESSIVE = 0xC2
@@ -132,6 +133,17 @@ def decode_stored(
     They are the caller's until the same thread calls again, which may write over them. None where `decode` has to do
     it: without simplejpeg, or because of anything unusual in the file.
     """
+    if reduction > 1 and coarse(_samplings(content, header)):
+        return None
+    pixels = _decode_stored(content, header, reduction, rows)
+    if pixels is not None:
+        mend_pixels(pixels, header.height, header.width, reduction)
+    return pixels
+
+
+def _decode_stored(
+    content: bytes, header: Header, reduction: int, rows: int | None
+) -> UInt8[np.ndarray, "h w 3"] | None:
     decoder = _simplejpeg()
     if decoder is None:
         return None
@@ -192,9 +204,14 @@ def _upper(
 
 def _blend(content: bytes, header: Header) -> int:
     """From how many rows below a row its colours may come, because they are stored for several rows at once."""
-    count = content[header.place + 4]
-    heights = {sampling & 15 for sampling in content[header.place + 6 : header.place + 6 + 3 * count : 3]}
+    heights = {height for _, height in _samplings(content, header)}
     return max(heights) if len(heights) > 1 else 0
+
+
+def _samplings(content: bytes, header: Header) -> list[tuple[int, int]]:
+    """Of each component, its factors along a row and along a column."""
+    count = content[header.place + 4]
+    return [(each >> 4, each & 15) for each in content[header.place + 6 : header.place + 6 + 3 * count : 3]]
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vertebra.data.decode import decode, inspect
+from vertebra.data.decode import decode_reduced, inspect
 
 SIDE = 32
 """Of the image that the hash is of, in pixels."""
@@ -43,7 +43,8 @@ def look(content: bytes) -> Tensor:
     """An encoded image -> one `LOOK` as uint8 (n,). All of it is decoded, JPEGs at a reduced scale. Raises
     `DecodeError`.
     """
-    small = decode(content, at_least=2 * SIDE).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    found = decode_reduced(content, at_least=2 * SIDE)
+    small = found.image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, found.box)
     header = inspect(content)
     colours = np.asarray(small, dtype=np.float32)
     grey = colours @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
