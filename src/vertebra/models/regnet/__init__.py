@@ -5,6 +5,13 @@ from vertebra.models.regnet.model import RegNet
 from vertebra.models.regnet.weights import WEIGHTS, adapt
 from vertebra.spec import Family
 
-FAMILY = Family(name="regnet", build=RegNet, variants=VARIANTS, weights=WEIGHTS, adapt=adapt)
+FAMILY = Family(
+    name="regnet",
+    build=RegNet,
+    variants=VARIANTS,
+    weights=WEIGHTS,
+    adapt=adapt,
+    renamed={"regnetz_040h": "regnetz_040_h.ra3_in1k"},
+)
 
 __all__ = ["FAMILY", "RegNet", "RegNetConfig"]
