@@ -42,5 +42,5 @@ def test_the_page_on_speed_states_the_bounds_that_are_kept() -> None:
     rows = [f"| {name} | {b.cosine:g} | {b.agreement:.0%} | {b.margin:g} |" for name, b in BOUNDS.items()]
     assert [row for row in rows if row in page] == rows
     assert f"probabilities stay within {TOLERANCE:g} " in page
-    assert f"Below {FEW} photos" in page
+    assert f"From {FEW} on, an artefact" in page
     assert f"another {LONG:g} seconds" in page

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -33,13 +34,15 @@ def check(config: RunConfig) -> None:
     if not c.model.name:
         raise SettingError("no model: --model NAME, as deit_tiny_patch16_224; `vertebra models` lists them")
     REGISTRY.split(c.model.name)
-    of_numbers = (*_bounds(c), *_size_bounds(c), *_optim_rules(c), *_schedule_rules(c))
-    together = (*_start_rules(c), *_size_rules(c), *_mix_rules(c), *_sharding_rules(c))
-    for wrong, message in (*of_numbers, *together):
-        if wrong:
-            raise SettingError(message)
+    _refuse((*_bounds(c), *_size_bounds(c), *_optim_rules(c), *_schedule_rules(c)))
+    # Only of numbers that can be: these ask the model's own config, too, which refuses others in its own words.
+    _refuse((*_start_rules(c), *_size_rules(c), *_mix_rules(c), *_sharding_rules(c)))
     _make(c)
-    for wrong, message in (*_idle_rules(c), *_device_rules(c), *_tracker_rules(c)):
+    _refuse((*_idle_rules(c), *_device_rules(c), *_tracker_rules(c)))
+
+
+def _refuse(rules: Sequence[tuple[bool, str]]) -> None:
+    for wrong, message in rules:
         if wrong:
             raise SettingError(message)
 
