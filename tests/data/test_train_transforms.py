@@ -13,7 +13,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from tests.data.test_transforms import noise
 from vertebra.data import create_transform, transforms_factory
-from vertebra.data.transforms import CenterCropOrPad, RandomCropOrPad, RandomErasing
+from vertebra.data.augment.erasing import RandomErasing
+from vertebra.data.transforms import CenterCropOrPad, RandomCropOrPad
 from vertebra.spec.errors import VertebraError
 
 TRAIN_OPTIONS: list[dict[str, Any]] = [

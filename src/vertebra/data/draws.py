@@ -21,3 +21,8 @@ def dirichlet(alpha: float, count: int, generator: torch.Generator | None = None
     if total > 0:
         return gamma / total
     return torch.nn.functional.one_hot(torch.randint(count, (), generator=generator), count).double()
+
+
+def uniform(low: float, high: float) -> float:
+    """One number in `low`..`high`, from torch's default generator."""
+    return low + (high - low) * torch.rand(()).item()

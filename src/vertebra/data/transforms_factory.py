@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from vertebra.data.augment.erasing import EraseMode, RandomErasing
 from vertebra.data.augment.kernels import Resampling
 from vertebra.data.augment.ops import Surroundings
 from vertebra.data.augment.policies import auto_augment as make_policy
@@ -22,10 +23,8 @@ from vertebra.data.transforms import (
     OF_PILLOW,
     RANDOM_INTERPOLATIONS,
     CenterCropOrPad,
-    EraseMode,
     Normalize,
     RandomCropOrPad,
-    RandomErasing,
     RandomResizedCrop,
     RandomResizeKeepRatio,
     Resize,

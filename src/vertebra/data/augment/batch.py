@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vertebra.data.augment.erasing import EraseMode, RandomErasing
 from vertebra.data.draws import uniforms
-from vertebra.data.transforms import EraseMode, RandomErasing
 from vertebra.spec.errors import VertebraError
 
 
