@@ -212,8 +212,8 @@ def _read(stream: BinaryIO, name: str, max_pixels: int | None, at_least: int | N
             _check_size(image, name, max_pixels)  # an icon's header may lie about the picture inside
             if drafted is None:
                 width, height = image.size
-            box = (0.0, 0.0, *(image.size if drafted is None else drafted[1][2:]))
-            reduced = _turn_upright(Reduced(image, height, width, box), _orientation(image))
+            right, bottom = image.size if drafted is None else drafted[1][2:]
+            reduced = _turn_upright(Reduced(image, height, width, (0.0, 0.0, right, bottom)), _orientation(image))
             rgb = _to_rgb(reduced.image)
     except DecodeError:
         raise

@@ -108,7 +108,7 @@ class Resize(nn.Module):
         if self.window is not None and math.prod(target) > max(ENORMOUS, 16 * math.prod(self.window)):
             return self._only_window(image, source, target, self.window, box)
         if box is not None:
-            return cast("Image.Image", image).resize(target[::-1], self._resample, box=box)
+            return cast("Image.Image", image).resize((target[1], target[0]), self._resample, box=box)
         return resize(image, target, self.interpolation)
 
     @property
