@@ -48,7 +48,7 @@ def test_a_folder_comes_back_here_and_in_timm(model: Backbone, tmp_path: Path) -
     assert tuple(again.pretrained_cfg["label_names"]) == NAMES
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.allclose(theirs(image), model(image), atol=1e-4)
-    assert theirs.pretrained_cfg["input_size"] == (3, 64, 64)
+    assert list(theirs.pretrained_cfg["input_size"]) == [3, 64, 64]
 
 
 def test_the_card_tells_what_is_known_and_nothing_acts_in_it(model: Backbone, tmp_path: Path) -> None:
