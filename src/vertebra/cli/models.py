@@ -137,14 +137,16 @@ def _print_table(rows: list[Row]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("model", overflow="fold")
     wide = out.width >= WIDE
-    for title in ("params", "GMACs", "top-1", *(("pixels",) if wide else ())):
+    for title in ("params", "GMACs", *(("pixels",) if wide else ()), "top-1"):
         table.add_column(title, justify="right", no_wrap=True)
     if wide:
         table.add_column("licence", no_wrap=True)
     for row in rows:
-        figures = (f"{row.params / 1e6:.1f}M", _figure(row.gmacs), _figure(row.top1))
-        more = (str(row.input_size or "-"), row.license or "-")
-        table.add_row(row.name, *figures, *(more if wide else ()))
+        figures = [f"{row.params / 1e6:.1f}M", _figure(row.gmacs), _figure(row.top1)]
+        if wide:
+            figures.insert(2, str(row.input_size or "-"))
+            figures.append(row.license or "-")
+        table.add_row(row.name, *figures)
     put(out, table)
 
 
