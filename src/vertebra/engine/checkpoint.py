@@ -138,15 +138,17 @@ def check_same(state: Mapping[str, Any], config: Mapping[str, Any], data: Mappin
     """Raise, naming the differences, where a checkpoint is of another config or other data than the run at hand. More
     epochs it may have, or fewer than it was to have: it goes on as another run.
     """
-    changed = differences({**state["config"], "epochs": config["epochs"]}, config)
+    now = config.get("epochs")
+    changed = differences({**state["config"], "epochs": now}, {**config, "epochs": now})
     if changed:
         raise CheckpointError(
             f"cannot resume under another config ({'; '.join(changed[:5])}); undo that, or start another --out"
         )
-    done = state["state"]["epoch"] + bool(state["state"]["step"])
-    if config["epochs"] < done and config["epochs"] != state["config"]["epochs"]:
+    at = state.get("state", {"epoch": 0, "step": 0})
+    done = at["epoch"] + bool(at["step"])
+    if now is not None and now < done and now != state["config"].get("epochs"):
         raise CheckpointError(
-            f"epochs={config['epochs']}: the run is in epoch {done}; give as many, or start another --out"
+            f"epochs={now}: the run is in epoch {done}; give as many, or start another --out"
         )
     old, new = state["data"], data
     found: list[str] = []
