@@ -147,9 +147,7 @@ def check_same(state: Mapping[str, Any], config: Mapping[str, Any], data: Mappin
     at = state.get("state", {"epoch": 0, "step": 0})
     done = at["epoch"] + bool(at["step"])
     if now is not None and now < done and now != state["config"].get("epochs"):
-        raise CheckpointError(
-            f"epochs={now}: the run is in epoch {done}; give as many, or start another --out"
-        )
+        raise CheckpointError(f"epochs={now}: the run is in epoch {done}; give as many, or start another --out")
     old, new = state["data"], data
     found: list[str] = []
     if old["classes"] != new["classes"]:
