@@ -260,6 +260,39 @@ def test_a_run_is_a_model_to_train_on_from(
     assert "has its own weights; leave --weights and --from-scratch out" in one_line(refused)
 
 
+@pytest.mark.parametrize("name", [(), ("--model", "deit_tiny_patch16_224")])
+@pytest.mark.parametrize("recipe", ["finetune", "deit3"])
+def test_weights_of_a_run_bring_its_size_and_options(
+    trained: tuple[Path, Result], photos: Path, tmp_path: Path, recipe: str, name: tuple[str, ...]
+) -> None:
+    """A recipe's own size, crop and options (deit3 has all three) give way; what is asked for does not."""
+    if not name and recipe == "deit3":  # which has an architecture of its own
+        name = ("--model", "deit_tiny_patch16_224")
+    weights, few = trained[0] / "model.safetensors", ("--epochs", "1", "--batch-size", "8", "--workers", "0")
+    few = (
+        *few,
+        "--device",
+        "cpu",
+        "--set",
+        "trackers=[]",
+        "--set",
+        "schedule.warmup_epochs=0",
+        "--set",
+        "ema.decay=0.9",
+    )
+    start = ("train", photos, "--weights", weights, "--recipe", recipe, *name, *few)
+    done = run(*start, "--out", tmp_path / "on")
+    assert done.exit_code == 0, done.output
+    assert f"start      {weights}, all of it" in done.stdout
+    old, new = (json.loads((out / "config.json").read_text()) for out in (trained[0], tmp_path / "on"))
+    for key in ("input_size", "crop_pct", "label_names"):
+        assert new["pretrained_cfg"][key] == old["pretrained_cfg"][key]
+    larger = run(*start, "--img-size", "48", "--out", tmp_path / "larger")
+    assert larger.exit_code == 0, larger.output
+    assert "input 3 x 48 x 48" in larger.stdout
+    assert "by its own record: input 32x32 (not 224x224); but data.image_size=48, as asked for" in larger.stdout
+
+
 def test_more_epochs_are_another_run_that_goes_on(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     start = ("train", photos, "--model", "deit_tiny_patch16_224", "--from-scratch", "--out", out)
@@ -295,11 +328,23 @@ def test_more_epochs_are_another_run_that_goes_on(photos: Path, tmp_path: Path) 
         ("--config", "none.yaml"),
         ("--resume", "none"),
         ("--epochs", "3", "--set", "epochs=3"),
+        ("--set", "augment.auto_augment=none"),
+        ("--set", "augment.auto_augment=rand-q9"),
+        ("--label-column", "kind"),
+        ("--out", "file.txt"),
+        ("--model", "folder"),
+        ("--model", "model.onnx"),
     ],
 )
-def test_a_wrong_value_is_wrong_usage(given: tuple[str, ...], photos: Path, tmp_path: Path) -> None:
-    out = () if "--resume" in given else ("--out", tmp_path / "x")
-    result = run("train", photos, "--model", "dla46_c", *given, *out)
+def test_a_wrong_value_is_wrong_usage(
+    given: tuple[str, ...], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for name in ("file.txt", "model.onnx"):
+        Path(name).touch()
+    out = () if {"--resume", "--out"} & set(given) else ("--out", tmp_path / "x")
+    result = run("train", photos, "--model", "dla46_c", *out, *given)
     assert result.exit_code == 2, result.output
     assert one_line(result)
     assert not result.stdout

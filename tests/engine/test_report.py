@@ -83,6 +83,24 @@ def test_a_run_leaves_a_report_that_needs_nothing_beside_it(finished: Path) -> N
         assert words in seen.text
 
 
+def test_while_the_run_goes_the_report_is_of_its_last_epoch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that is no better than those before, too."""
+    seen: list[str] = []
+    write = Reporter.write
+
+    def watched(self: Reporter, state: State, status: str) -> None:
+        write(self, state, status)
+        seen.append(page(tmp_path / "run").text)
+
+    monkeypatch.setattr(Reporter, "write", watched)
+    train(tiny_run(photos, "epochs=3", "optim.lr=1e-9", "ema.decay=null"), tmp_path / "run")
+    said = ("Running, epoch 1 of 3", "Running, epoch 2 of 3", "Finished, epoch 3 of 3")
+    assert [words in text for words, text in zip(said, seen, strict=True)] == [True] * 3
+    assert "answers are those of the best, epoch 1" in seen[1]
+
+
 def test_writing_it_draws_no_random_number_and_costs_no_step(finished: Path, photos: Path, tmp_path: Path) -> None:
     run = build(tiny_run(photos), tmp_path)
     before, weights = checkpoint.random_state(), [p.clone() for p in run.model.parameters()]

@@ -11,10 +11,11 @@ from vertebra.cli.classify import OWN_MODEL
 from vertebra.cli.group import INTERRUPTED
 from vertebra.cli.options import LabelColumn, LabelSeparator, PathColumn, SplitColumn, columns_as_settings
 from vertebra.cli.text import complain, console, first_process, quoted, shown
-from vertebra.spec import VertebraError, WeightsUnavailableError
+from vertebra.spec import EXPORTED_SUFFIXES, VertebraError, WeightsUnavailableError
 
 if TYPE_CHECKING:
     from vertebra.engine.config import RunConfig
+    from vertebra.hub.resolve import Resolved
 
 
 def train(
@@ -144,26 +145,28 @@ def _chosen(
 ) -> "RunConfig":
     """The recipe (or a run's own settings), a file's settings over it, and the options over both."""
     from vertebra.engine.settings import with_file
-    from vertebra.hub.resolve import is_name
 
-    start: dict[str, Any] = {} if model is None else {"name": model}
-    if model is not None and not is_name(model) and Path(model).expanduser().exists():
-        if weights is not None or pretrained is False:
-            raise typer.BadParameter(f"{model} has its own weights; leave --weights and --from-scratch out")
-        start = _from_model(model, chosen)
-        if not goes_on:  # its own sizes count, where nobody but the recipe says others
-            own: dict[str, Any] = dict.fromkeys(("image_size", "start_size", "eval_size", "crop_pct", "crop_mode"))
-            chosen = replace(chosen, data=replace(chosen.data, **own))
+    if weights is not None and pretrained is False:
+        raise typer.BadParameter(f"--from-scratch, and --weights {weights} to start from; give one of both")
+    if model is not None and _is_path(model) and (weights is not None or pretrained is False):
+        raise typer.BadParameter(f"{model} has its own weights; leave --weights and --from-scratch out")
+    found = _trains_on_from(model, weights, chosen)
+    if found is not None and not goes_on:  # the model's own sizes and options count, where only the recipe has others
+        own: dict[str, Any] = dict.fromkeys(("image_size", "start_size", "eval_size", "crop_pct", "crop_mode"))
+        data_config, model_config = replace(chosen.data, **own), replace(chosen.model, options={})
+        chosen = replace(chosen, data=data_config, model=model_config)
     if config is not None:
         chosen = with_file(chosen, config)
     if data is not None:
         chosen = replace(chosen, data=replace(chosen.data, source=data))
-    if weights is not None and pretrained is False:
-        raise typer.BadParameter(f"--from-scratch, and --weights {weights} to start from; give one of both")
+    start: dict[str, Any] = {} if model is None else {"name": model}
     if pretrained is False:
         start["weights"] = None
     if weights is not None:
         start |= {"weights": str(weights), "pretrained": False}
+    if found is not None:
+        start |= _as_made(found, chosen)
+        start["name"] = model if model is not None and not _is_path(model) else found.arch
     if pretrained is not None:
         start["pretrained"] = pretrained
     return replace(chosen, model=replace(chosen.model, **start))
@@ -190,16 +193,52 @@ def _saved(folder: Path, recipe: str | None, out: Path | None) -> "RunConfig":
     return config if recipe is None else replace(config, recipe=recipe)
 
 
-def _from_model(model: str, chosen: "RunConfig") -> dict[str, Any]:
-    """Settings of a model that starts from a run's folder or a weights file, as that is made."""
+def _is_path(model: str) -> bool:
+    """Whether --model means a folder or file, not a name. Raises for one from which no training can start."""
+    from vertebra.engine.outdir import RECORD
+    from vertebra.hub.resolve import is_name
+
+    path = Path(model).expanduser()
+    if is_name(model) or not path.exists():
+        return False
+    wrong = ""
+    if path.suffix.lower() in EXPORTED_SUFFIXES:
+        wrong = f"{model} is an exported file, which does not learn; give the run's folder that it was made from"
+    elif path.is_dir() and not (path / RECORD).is_file():
+        wrong = f"{model} holds no {RECORD}, so it is no model; give a run's folder, a weights file or a name"
+    if wrong:
+        raise typer.BadParameter(wrong, param_hint="'--model'")
+    return True
+
+
+def _trains_on_from(model: str | None, weights: Path | None, chosen: "RunConfig") -> "Resolved | None":
+    """What the model to start from says of itself: a run's folder, or a file. None of a file that says nothing, or is
+    of another architecture than the one that is named.
+    """
+    from vertebra.hub.pretrained import own_record
+    from vertebra.hub.registry import REGISTRY
     from vertebra.hub.resolve import find
 
-    found = find(model)
+    if model is not None and _is_path(model):
+        return find(model)
+    if weights is None or not weights.is_file():
+        return None
+    named = model or chosen.model.name
+    if not named:
+        return find(weights)
+    if weights.suffix != ".safetensors" or not own_record(weights):
+        return None
+    found = find(weights)
+    return found if found.arch == REGISTRY.split(named)[0] else None
+
+
+def _as_made(found: "Resolved", chosen: "RunConfig") -> dict[str, Any]:
+    """Settings of a model that starts from another, as that is made."""
     # How it was trained is the recipe's affair, and what it answers the data's.
     apart = ("drop_rate", "drop_path_rate", "num_classes")
     own = {key: list(value) if isinstance(value, tuple) else value for key, value in found.options.items()}
     options = {**{key: value for key, value in own.items() if key not in apart}, **chosen.model.options}
-    return {"name": found.arch, "weights": str(found.cfg.file), "pretrained": False, "options": options}
+    return {"weights": str(found.cfg.file), "pretrained": False, "options": options}
 
 
 _HABITS = {

@@ -19,7 +19,7 @@ from vertebra.data.listing import Listing, Row, Sample, expand, from_files
 from vertebra.data.members import Member
 from vertebra.data.splits import split_named, split_of
 from vertebra.data.tables import Columns, check_names, is_table, read_table
-from vertebra.spec.errors import VertebraError
+from vertebra.spec.errors import SettingError, VertebraError
 
 _NUMBER = re.compile(r"-?\d+(\.\d*)?", re.ASCII)
 _ALL = Columns()
@@ -167,7 +167,7 @@ def _listing(source: str, columns: Columns) -> Listing:
         if is_table(paths[0]):
             return _from_table(paths[0], columns)
     if columns != _ALL:
-        raise VertebraError(
+        raise SettingError(
             f"{source}: path_column, label_columns, split_column and label_separator are for tables (.csv, .tsv, "
             ".parquet); leave them out"
         )

@@ -23,7 +23,7 @@ from vertebra.engine.setup import split_table
 from vertebra.hub.factory import describe
 from vertebra.hub.save import save_model
 from vertebra.models.backbone import Backbone
-from vertebra.spec import State, VertebraError, WeightsError, files
+from vertebra.spec import SettingError, State, VertebraError, WeightsError, files
 from vertebra.spec.files import Lock
 
 CONFIG, SPLIT, METRICS, VALIDATION = "config.yaml", "split.csv", "metrics.csv", "validation.json"
@@ -43,7 +43,7 @@ class Claim:
         self.out = out
         self._lock = Lock(out / _RUNNING)
         if out.exists() and not out.is_dir():
-            raise VertebraError(f"--out {out} is a file; name a folder")
+            raise SettingError(f"--out {out} is a file; name a folder")
         if out.is_dir():
             self._acquire()
             try:

@@ -19,7 +19,7 @@ from vertebra.engine.optim import OPTIMIZERS
 from vertebra.engine.recipes import RECIPES, recipe
 from vertebra.hub.registry import REGISTRY
 from vertebra.models.vit import VitConfig
-from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, SettingError, VertebraError, did_you_mean
+from vertebra.spec import IMAGENET_MEAN, IMAGENET_STD, SettingError, UnknownNameError, VertebraError, did_you_mean
 
 Rules = list[tuple[bool, str]]
 _SEEDS = 2**32
@@ -346,14 +346,16 @@ def _tracker_rules(c: RunConfig) -> Rules:
 
 def _make(c: RunConfig) -> None:
     """Raise for what the parts of a run refuse themselves, in their words. The sizes are stand-ins."""
-    plan.make_schedule(c, updates=1)
-    plan.make_loss(c, None)
-    plan.make_mix(c, num_classes=2)
-    plan.make_reader(c, c.data.image_size or 224, IMAGENET_MEAN)
-    plan.make_finish(c, IMAGENET_MEAN, IMAGENET_STD)
     try:
+        plan.make_schedule(c, updates=1)
+        plan.make_loss(c, None)
+        plan.make_mix(c, num_classes=2)
+        plan.make_reader(c, c.data.image_size or 224, IMAGENET_MEAN)
+        plan.make_finish(c, IMAGENET_MEAN, IMAGENET_STD)
         plan.make_optimizer(c, [{"params": [torch.nn.Parameter(torch.zeros(1))]}])
-    except VertebraError:
+    except (SettingError, UnknownNameError):
         raise
+    except VertebraError as error:  # all that they were given are settings
+        raise SettingError(str(error)) from error
     except ValueError as error:  # torch's own, of numbers out of range
         raise SettingError(f"optim.options={dict(c.optim.options)}: {c.optim.name}: {error}") from error

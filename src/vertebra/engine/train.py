@@ -319,6 +319,13 @@ def _resumed(run: Run, state: State, processes: int) -> str:
     return line if now == processes else f"{line}; it was on {processes} processes, on {now} it draws other numbers"
 
 
+def _asked_for(config: RunConfig) -> str:
+    """What the settings say of sizes, in place of the record that the weights brought."""
+    names = ("image_size", "eval_size", "crop_pct", "crop_mode")
+    asked = [f"data.{name}={value}" for name in names if (value := getattr(config.data, name)) is not None]
+    return f"; but {', '.join(asked)}, as asked for" if asked else ""
+
+
 def describe(run: Run) -> list[str]:
     """What is about to happen, in a few lines."""
     parts = ", ".join(f"{len(part):,} {name}" for name, part in run.dataset.parts.items())
@@ -334,6 +341,6 @@ def describe(run: Run) -> list[str]:
         *([f"note       {run.dataset.note}"] if run.dataset.note else []),
         f"model      {run.config.model.name}, {all_ / 1e6:.2f} M parameters{some}, input {run.input}, {numbers}",
         *([start] if run.config.model.weights and run.model.filled else []),
-        *([f"note       {started.taken}"] if started.taken else []),
+        *([f"note       {started.taken}{_asked_for(run.config)}"] if started.taken else []),
         f"steps      {run.config.epochs} epochs of {run.updates} updates, {run.train.order.batch_size} images",
     ]
