@@ -426,3 +426,11 @@ def test_classify_at_another_size_and_with_test_pool(shared_data: Path, tmp_path
     )
     assert plain["predictions"] != pooled["predictions"]
     assert "test_pool" in run("classify", photo, "--model", str(weights), "--test-pool").stderr
+
+
+def test_info_says_of_sizes_what_the_capabilities_say() -> None:
+    """A transformer's checkpoint is for one size, and its architecture for any: not "fixed"."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "capabilities.md").read_text()
+    assert "a transformer takes the one that `img_size=` named" in page
+    line = next(line for line in run("info", "deit_tiny_patch16_224").stdout.splitlines() if line.startswith("input"))
+    assert line.split(maxsplit=1)[1] == "3 x 224 x 224; img_size= makes one for another"

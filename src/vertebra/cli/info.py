@@ -183,7 +183,7 @@ def _checkpoint(row: dict[str, Any]) -> dict[str, str]:
             f"top-1 {a['top1']:.2f} %, top-5 {a['top5']:.2f} % at {a['size']} px" for a in row["accuracy"]
         ),
         "classes": str(row["num_classes"]),
-        "input": f"{size}{', fixed' if prep['fixed_input_size'] else ''}",
+        "input": f"{size}{'; img_size= makes one for another' if prep['fixed_input_size'] else ''}",
         "resize and crop": f"{prep['interpolation']}, {prep['crop_mode']} crop of {prep['crop_pct']:g}",
         "mean": ", ".join(f"{v:g}" for v in prep["mean"]),
         "std": ", ".join(f"{v:g}" for v in prep["std"]),

@@ -7,7 +7,8 @@ PROMISES = {
     "embedding": "`num_classes=0`, `forward_head(pre_logits=True)`, `reset_classifier`",
     "global_pool": "every pooling: `''`, avg, max, avgmax, catavgmax on maps; token, avg, max, avgmax, map on tokens",
     "output_stride": "8, 16 and 32 by dilation: the same weights, a denser map",
-    "any_size": "images of any size from 32 px, odd and not square",
+    "any_size": "images of any size from 32 px, odd and not square; a transformer takes the one that `img_size=` named "
+    "when it was made, or any with `dynamic_img_size=True`",
     "in_chans": "1 to 13 input channels, pretrained weights converted",
     "checkpointing": "gradient checkpointing gives the same gradients",
     "groups": "parameters sorted by depth; freezing by depth; no weight decay where it harms",
