@@ -463,3 +463,45 @@ def test_what_is_no_number_is_null_in_json() -> None:
     record = as_record(MultiEvaluation(measure_several(several), several, []), ("ash", "elm"))
     assert json.loads(json.dumps(record, allow_nan=False))["map"] is None
     assert without_nan({"epoch": {"val_loss": float("inf"), "epoch": 1}}) == {"epoch": {"val_loss": None, "epoch": 1}}
+
+
+def test_a_dry_run_shows_what_a_run_would_do_and_leaves_no_run(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    plain = (
+        "augment.color_jitter=0",
+        "augment.auto_augment=null",
+        "augment.re_prob=0",
+        "augment.mixup=0",
+        "augment.cutmix=0",
+    )
+    done = run(
+        "train",
+        photos,
+        "--model",
+        "deit_tiny_patch16_224",
+        "--from-scratch",
+        "--dry-run",
+        "--out",
+        out,
+        *settings(*plain),
+    )
+    assert done.exit_code == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line[:1].strip()}
+    assert {"settings", "data", "model", "steps", "picture", "time", "memory", "dry"} <= lines.keys()
+    assert "for 2 epochs" in lines["time"]
+    assert " GB" in lines["memory"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.first-batch.png"]
+    assert str(tmp_path / "run.first-batch.png") in lines["picture"]
+    with Image.open(tmp_path / "run.first-batch.png") as page:
+        levels = np.asarray(page.convert("RGB"))
+    assert levels.std() > 1
+    later = run("train", photos, "--model", "deit_tiny_patch16_224", "--from-scratch", "--out", out, *settings())
+    assert later.exit_code == 0, later.stderr
+
+
+def test_a_dry_run_raises_what_the_run_would(photos: Path, tmp_path: Path) -> None:
+    done = run("train", tmp_path / "none", "--model", "dla46_c", "--from-scratch", "--dry-run", *settings())
+    assert done.exit_code == 1
+    assert "none" in one_line(done)
+    done = run("train", "--dry-run", "--resume", "auto", photos, "--model", "dla46_c", *settings())
+    assert done.exit_code == 2

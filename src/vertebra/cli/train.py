@@ -64,6 +64,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="auto|DIR", help="Go on: auto, if --out holds a run; DIR, with that run.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show data, model, a first batch as a picture, time and memory; stop.")
+    ] = False,
 ) -> None:
     """Train or fine-tune a model on your own classes. What it leaves in --out is a model for classify, validate and
     export.
@@ -103,6 +106,13 @@ def train(
     check(chosen)
     folder = goes_on or out or Path("runs") / f"{chosen.model.name}-{chosen.recipe}"
     tell = console() if first_process() else None
+    if dry_run:
+        if resume is not None:
+            raise typer.BadParameter("--dry-run is of a run that begins; leave --resume out")
+        from vertebra.engine.rehearsal import rehearse
+
+        rehearse(chosen, folder, tell)
+        return
     try:
         done = run(chosen, folder, resume=resume is not None, console=tell)
     except WeightsUnavailableError as error:

@@ -117,27 +117,30 @@ class Reporter:
 
     @cached_property
     def _samples(self) -> list[Photo]:
-        """The first images of the first epoch, through all that is done to a batch."""
-        run = self.run
-        batch = run.train.peek(SAMPLES)
-        if not len(batch.labels):
-            return []
-        torch.manual_seed(run.config.seed)
-        images = run.finish(batch.images.to(run.device))
-        several = run.dataset.multi_label
-        rows = batch.labels if several else soft_targets(batch.labels, len(run.classes))
-        targets = rows.to(run.device)
-        if run.mix is not None and run.config.augment.mix_off_epoch != 0:  # two at a time: each pair draws anew
-            mixed = [run.mix(*pair) for pair in zip(images.split(2), targets.split(2), strict=True)]
-            images, targets = (torch.cat(column) for column in zip(*mixed, strict=True))
-        data = cast("dict[str, Any]", resolve_model_data_config(run.model))
-        mean, std = (torch.tensor(data[key], device=run.device).view(-1, 1, 1) for key in ("mean", "std"))
-        levels = ((images * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
-        caption = _classes_in if several else _mixture
-        return [
-            Photo(_jpeg(Image.fromarray(one.numpy())), caption(target, run.classes))
-            for one, target in zip(levels, targets.cpu(), strict=True)
-        ]
+        return [Photo(_jpeg(image), caption) for image, caption in first_images(self.run, SAMPLES)]
+
+
+def first_images(run: Run, count: int) -> list[tuple[Image.Image, str]]:
+    """Images of the first epoch, through all that is done to a batch, and what they are taught as."""
+    batch = run.train.peek(count)
+    if not len(batch.labels):
+        return []
+    torch.manual_seed(run.config.seed)
+    images = run.finish(batch.images.to(run.device))
+    several = run.dataset.multi_label
+    rows = batch.labels if several else soft_targets(batch.labels, len(run.classes))
+    targets = rows.to(run.device)
+    if run.mix is not None and run.config.augment.mix_off_epoch != 0:  # two at a time: each pair draws anew
+        mixed = [run.mix(*pair) for pair in zip(images.split(2), targets.split(2), strict=True)]
+        images, targets = (torch.cat(column) for column in zip(*mixed, strict=True))
+    data = cast("dict[str, Any]", resolve_model_data_config(run.model))
+    mean, std = (torch.tensor(data[key], device=run.device).view(-1, 1, 1) for key in ("mean", "std"))
+    levels = ((images * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+    caption = _classes_in if several else _mixture
+    return [
+        (Image.fromarray(one.numpy()), caption(target, run.classes))
+        for one, target in zip(levels, targets.cpu(), strict=True)
+    ]
 
 
 def _mixture(target: Tensor, classes: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from vertebra.data.loader import Batch
 from vertebra.engine import checkpoint, outdir, sharding, together, watch
 from vertebra.engine.config import RunConfig
 from vertebra.engine.evaluate import Evaluation, evaluate
@@ -264,8 +265,8 @@ def _as_record(run: Run, result: Evaluation | MultiEvaluation) -> dict[str, Any]
     return {**outdir.as_record(result, run.classes), "mistakes": list(mistakes)}
 
 
-def validate(run: Run) -> Evaluation | MultiEvaluation:
-    """The weights' (or their average's) answers on the validation split."""
+def validate(run: Run, batches: Iterable[Batch] | None = None) -> Evaluation | MultiEvaluation:
+    """The weights' (or their average's) answers on the validation split, or on some batches of it."""
     model = (run.model if run.ema is None else cast("Any", run.ema.module)).eval()
 
     def forward(images: Tensor) -> Tensor:
@@ -276,7 +277,7 @@ def validate(run: Run) -> Evaluation | MultiEvaluation:
         with sharding.validating():
             return forward(images)
 
-    batches = run.val.epoch(0)
+    batches = run.val.epoch(0) if batches is None else batches
     if run.sharded:
         blank = torch.zeros(1, *run.model.pretrained_cfg["input_size"], device=run.device)
         batches = sharding.in_step(batches, apart, blank)
