@@ -500,8 +500,10 @@ def test_a_dry_run_shows_what_a_run_would_do_and_leaves_no_run(photos: Path, tmp
 
 
 def test_a_dry_run_raises_what_the_run_would(photos: Path, tmp_path: Path) -> None:
-    done = run("train", tmp_path / "none", "--model", "dla46_c", "--from-scratch", "--dry-run", *settings())
+    done = run(
+        "train", tmp_path / "none", "--model", "deit_tiny_patch16_224", "--from-scratch", "--dry-run", *settings()
+    )
     assert done.exit_code == 1
     assert "none" in one_line(done)
-    done = run("train", "--dry-run", "--resume", "auto", photos, "--model", "dla46_c", *settings())
+    done = run("train", "--dry-run", "--resume", "auto", photos, "--model", "deit_tiny_patch16_224", *settings())
     assert done.exit_code == 2
