@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from tests.engine.conftest import environment, launcher
 from vertebra.cli import app
 from vertebra.data.datasets import open_dataset
 from vertebra.engine import evaluate as module
+from vertebra.engine import rehearsal
 from vertebra.engine import validate as validating
 from vertebra.engine.evaluate import Answers, Evaluation, measure
 from vertebra.engine.multilabel import MultiAnswers, MultiEvaluation
 from vertebra.engine.multilabel import measure as measure_several
 from vertebra.engine.outdir import as_record, without_nan
+from vertebra.engine.setup import Run
 from vertebra.engine.validate import validation_split
 from vertebra.hub.factory import load_model
 from vertebra.models.backbone import Backbone
@@ -291,6 +294,29 @@ def test_weights_of_a_run_bring_its_size_and_options(
     assert larger.exit_code == 0, larger.output
     assert "input 3 x 48 x 48" in larger.stdout
     assert "by its own record: input 32x32 (not 224x224); but data.image_size=48, as asked for" in larger.stdout
+
+
+def test_a_dry_run_freezes_and_refuses_as_the_run_does(
+    trained: tuple[Path, Result], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning: list[set[str]] = []
+    original = rehearsal.update
+
+    def watched(which: Run, *args: Any) -> Any:
+        learning.append({name for name, weight in which.model.named_parameters() if weight.requires_grad})
+        return original(which, *args)
+
+    monkeypatch.setattr(rehearsal, "update", watched)
+    probe = ("--recipe", "linear-probe", "--set", "freeze.thaw_every=1")
+    start = ("train", photos, "--model", trained[0], *probe, "--dry-run")
+    few = ("--batch-size", "8", "--workers", "0", "--device", "cpu")
+    shown = run(*start, *few, "--out", tmp_path / "probe")
+    assert shown.exit_code == 0, shown.output
+    assert all(names == {"head.weight", "head.bias"} for names in learning)
+    assert learning
+    assert "already holds a run" in one_line(run(*start, *few, "--out", trained[0]))
+    (tmp_path / "file").touch()
+    assert "is a file; name a folder" in one_line(run(*start, *few, "--out", tmp_path / "file"))
 
 
 def test_more_epochs_are_another_run_that_goes_on(photos: Path, tmp_path: Path) -> None:

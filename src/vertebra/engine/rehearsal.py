@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from vertebra.engine import watch
+from vertebra.engine import outdir, watch
 from vertebra.engine.config import RunConfig
+from vertebra.engine.learner import frozen_depth
 from vertebra.engine.progress import Progress
 from vertebra.engine.report import SAMPLES, first_images
 from vertebra.engine.rules import check
@@ -25,6 +26,7 @@ from vertebra.engine.state import State
 from vertebra.engine.together import note_skipped, skipped_in
 from vertebra.engine.train import describe, validate
 from vertebra.engine.update import update
+from vertebra.models.groups import freeze
 from vertebra.spec import printable
 from vertebra.spec.files import write_whole
 
@@ -41,6 +43,8 @@ def rehearse(config: RunConfig, out: Path, console: Console | None) -> Path:
     back; neither `out` nor anything in it is made. Raises what the run itself would raise before its first epoch.
     """
     check(config)
+    if os.environ.get("RANK", "0") == "0":
+        outdir.Claim(out, resume=False).release()
     accelerator = make_accelerator(config, out)
     run = build(config, out, console, accelerator=accelerator)
     progress = Progress(console if accelerator.is_main_process else None)
@@ -68,6 +72,7 @@ def costs(run: Run, progress: Progress) -> list[str]:
     """Seconds and bytes, by some updates and batches of validation. The weights are others afterwards."""
     state, every = State(), run.config.optim.accumulate
     run.model.train()
+    freeze(run.model, frozen_depth(run.config, run.model, 0))
     batches, took = run.train.epoch(0, 0), list[float]()
     while len(took) <= min(UPDATES, run.updates - 1) and sum(took) < LONG:
         began = time.monotonic()
