@@ -185,9 +185,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(f"optimised in {dtype}")
         return model
 
-    def exactly(source: Any, *, at_least: int | None, **options: Any) -> Image.Image:
-        done.append("decoded whole" if at_least is None else "decoded small")
-        return decode(source, at_least=at_least, **options)
+    def exactly(source: Any, **options: Any) -> Image.Image:
+        done.append("decoded whole")
+        return decode(source, **options)
 
     def quickly(self: EvalReader, source: Any) -> Any:
         done.append("decoded small")

@@ -270,7 +270,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
     who = Contestant("vertebra", ARCH, "eager", "f32", False, "cpu", 224)
     small, large = peak_memory(who, 1), peak_memory(who, 48)
     assert 1e8 < small < 5e9
-    assert large - small > 48 * 16 * 224 * 224 * 4  # at least one map of the first level
+    assert large - small > 48 * 3 * 224 * 224 * 4  # the images, at least: the first maps are made one by one
 
 
 def test_the_floor_is_the_higher_of_arithmetic_and_traffic() -> None:

@@ -335,6 +335,7 @@ def describe(run: Run) -> list[str]:
     numbers = {"no": "fp32"}.get(run.accelerator.mixed_precision, run.accelerator.mixed_precision)
     several = ", any number an image" if run.dataset.multi_label else ""
     started = run.model.load_report
+    steps = f"{_number(run.config.epochs, 'epoch')} of {_number(run.updates, 'update')}"
     start = f"start      {run.config.model.weights}, " + ("a new classifier" if started.reinitialised else "all of it")
     return [
         f"data       {parts} images, {len(run.classes)} classes{several}: {', '.join(run.classes[:5])}"
@@ -343,5 +344,9 @@ def describe(run: Run) -> list[str]:
         f"model      {run.config.model.name}, {all_ / 1e6:.2f} M parameters{some}, input {run.input}, {numbers}",
         *([start] if run.config.model.weights and run.model.filled else []),
         *([f"note       {started.taken}{_asked_for(run.config)}"] if started.taken else []),
-        f"steps      {run.config.epochs} epochs of {run.updates} updates, {run.train.order.batch_size} images",
+        f"steps      {steps}, {_number(run.train.order.batch_size, 'image')}",
     ]
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
