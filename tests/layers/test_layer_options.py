@@ -46,8 +46,8 @@ def test_activations_are_the_references(arch: str, layer: Any) -> None:
         *((arch, "batchnorm2d") for arch in CNNS),
         *((arch, "layernorm2d") for arch in CNNS),
         *((arch, partial(nn.BatchNorm2d, eps=0.1)) for arch in CNNS),
-        ("cs3darknet_s", "groupnorm"),
-        ("cs3darknet_s", nn.GroupNorm),
+        ("darknet17", "groupnorm"),
+        ("darknet17", nn.GroupNorm),
         (VIT, "layernorm"),
         (VIT, "rmsnorm"),
         (VIT, partial(nn.LayerNorm, eps=0.1)),
@@ -69,7 +69,7 @@ def test_a_class_with_a_name_is_saved_by_it_and_another_is_refused(tmp_path: Pat
     model = vertebra.create_model("regnetx_002", act_layer=nn.SiLU, norm_layer=nn.BatchNorm2d, num_classes=2).eval()
     again = vertebra.load_model(vertebra.save_model(model, tmp_path / "silu.safetensors")).eval()
     x = torch.randn(1, 3, 32, 32)
-    assert torch.equal(again(x), model(x))
+    assert relative(again(x), model(x)) < 1e-5
     assert again.config.act_layer == "silu"
     own = vertebra.create_model("regnetx_002", act_layer=partial(nn.ELU, 0.5), num_classes=2)
     with pytest.raises(VertebraError, match=re.escape("has no name that a file can hold")):
