@@ -43,7 +43,7 @@ def around(config: RegNetConfig, conv: Callable[[int], nn.Module], stride: int, 
     if config.downsample != "avg":
         return conv(stride)
     if stride > 1:
-        return nn.Sequential(nn.AvgPool2d(2), conv(1))
+        return nn.Sequential(nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False), conv(1))
     # Where dilation took the stride's place, pixel by pixel.
     return nn.Sequential(SameAvgPool() if dilation > 1 else nn.Identity(), conv(1))
 
@@ -175,8 +175,9 @@ class RegNet(Backbone):
             delattr(self, stage["module"])
 
     def drop_norm(self) -> None:
-        """The last convolution, with its normalisation: the head, which reads its channels, goes, too."""
-        self.drop_head()
+        """A last convolution, with its normalisation: the head, which reads its channels, goes, too."""
+        if self.config.num_features:
+            self.drop_head()
 
     def drop_head(self) -> None:
         if self.config.num_features:
