@@ -83,13 +83,17 @@ def tiny_run(photos: Path, *settings: str) -> RunConfig:
     )
 
 
-EXACT = (
+UNDRAWN = (
     "precision=fp32",
     "augment.mixup=0",
     "augment.cutmix=0",
     "augment.re_prob=0",
     "model.drop_rate=0",
     "model.drop_path_rate=0",
+)
+"""Nothing drawn by batch."""
+EXACT = (
+    *UNDRAWN,
     "optim.name=sgd",
     "optim.lr=1",
     "ema.decay=null",

@@ -20,6 +20,7 @@ from torch import Tensor
 import vertebra
 from tests.engine.conftest import (
     EXACT,
+    UNDRAWN,
     equal,
     make_photos,
     table,
@@ -72,16 +73,8 @@ def test_a_run_leaves_a_model_that_loads_with_its_classes(finished: Path, photos
 
 
 def test_accumulated_steps_are_one_large_step(photos: Path, tmp_path: Path) -> None:
-    plain = [
-        "precision=fp32",
-        "augment.mixup=0",
-        "augment.cutmix=0",
-        "augment.re_prob=0",
-        "model.drop_rate=0",
-        "model.drop_path_rate=0",
-    ]
-    train(tiny_run(photos, *plain, "data.batch_size=4", "optim.accumulate=2", "epochs=1"), tmp_path / "two")
-    train(tiny_run(photos, *plain, "epochs=1"), tmp_path / "one")
+    train(tiny_run(photos, *UNDRAWN, "data.batch_size=4", "optim.accumulate=2", "epochs=1"), tmp_path / "two")
+    train(tiny_run(photos, *UNDRAWN, "epochs=1"), tmp_path / "one")
     a, b = (checkpoint.load_latest(tmp_path / name)["model"] for name in ("two", "one"))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)

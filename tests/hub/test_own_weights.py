@@ -21,7 +21,7 @@ from vertebra.engine.validate import validate, validation_split
 from vertebra.hub import fetch
 from vertebra.hub.pretrained import METADATA_KEY, WEIGHTS
 from vertebra.hub.registry import REGISTRY
-from vertebra.hub.state import read_file, read_header
+from vertebra.hub.state import read_file, read_metadata
 
 NAMES = [name for arch in REGISTRY.archs for name, row in REGISTRY.weights(arch).items() if row.file is not None]
 CATS = {"tabby", "Persian cat", "Egyptian cat"}
@@ -29,7 +29,7 @@ CATS = {"tabby", "Persian cat", "Egyptian cat"}
 
 def record(name: str) -> dict[str, Any]:
     file = REGISTRY.weights(name.partition(".")[0])[name].file
-    return json.loads(read_header(WEIGHTS / cast("str", file))["__metadata__"][METADATA_KEY])
+    return json.loads(read_metadata(WEIGHTS / cast("str", file))[METADATA_KEY])
 
 
 def test_every_file_in_the_package_belongs_to_a_row() -> None:

@@ -83,12 +83,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors, and under `__metadata__` of itself, without reading them."""
-    with path.open("rb") as raw:
-        return json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
-
-
 def _read_safetensors(path: Path, *, mapped: bool) -> tuple[State, dict[str, str]]:
     """The library checks the file; tensors of the usual types are then views of one buffer: a quarter of its time for a
     mapped one, and for one that is read a sixth of what its `load_file` and a copy take.
